@@ -55,12 +55,12 @@ class LabelError(InputError):
 class SplitError(InputError):
     """Rows cannot be split as asked."""
 
-# %% ../nbs/00_errors.ipynb #0bf54636
+# %% ../nbs/00_errors.ipynb #b0bbfff4
 class ScoreError(CryptoMLError):
     """Predictions cannot be scored."""
 
 
-class ModelError(CryptoMLError):
+class ModelError(InputError):
     """A model or ensemble is ill-defined, or was given rows that do not fit it."""
 
 

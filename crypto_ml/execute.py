@@ -295,7 +295,7 @@ def describe_replay(replay: Replay) -> str:
         lines.append(f"\nIdentical: {len(replay.same)} files, bit for bit.")
     return "\n".join(lines)
 
-# %% ../nbs/69_execute.ipynb #4e43671e
+# %% ../nbs/69_execute.ipynb #59321918
 def leaderboard_row(folder: Path, record: RunRecord) -> dict[str, Any]:
     """Return one run as a row of the leaderboard."""
     scores = {
@@ -313,7 +313,7 @@ def leaderboard_row(folder: Path, record: RunRecord) -> dict[str, Any]:
             "roc_auc": scores["roc_auc"].value,
         }
     return {
-        "created": record.created_at,
+        "created": record.created_at[:16].replace("T", " "),
         "run": record.run_id,
         "market": str(Market(**record.market)),
         "label": record.parameters["label"],

@@ -64,16 +64,10 @@ def _sum_of_trees(onnx: Any, name: str, trees: Sequence[Tree], source: str, mode
         target_weights_as_tensor=doubles(all_nodes.value[leaf]),
     )
 
-# %% ../nbs/55_export.ipynb #54e8d9f9
-_ONLY = "only gradient-boosted trees and random forests can be exported"
-
-
+# %% ../nbs/55_export.ipynb #55995894
 def _member_nodes(onnx: Any, name: str, model: Any) -> list[Any]:
     """Make the operators from the features to one member's probability."""
     kind, make, double = model_kind(model), onnx.helper.make_node, onnx.TensorProto.DOUBLE
-    trees = tree_tables(model)
-    if not trees:
-        raise BundleError(f"{name} has no trees; {_ONLY}")
     source, mode = ("features" if kind == "lightgbm" else "rounded"), "BRANCH_LEQ"
     scale, shift = 1.0, 0.0
     if kind == "xgboost":
@@ -85,7 +79,7 @@ def _member_nodes(onnx: Any, name: str, model: Any) -> list[Any]:
         scale = 1.0 / len(model.estimators_)
     constant = {"scale": np.float64(scale), "shift": np.float64(shift)}
     return [
-        _sum_of_trees(onnx, name, trees, source, mode),
+        _sum_of_trees(onnx, name, tree_tables(model), source, mode),
         make("Cast", [f"{name}_sum"], [f"{name}_64"], to=double),
         *(
             make("Constant", [], [f"{name}_{k}"], value=onnx.numpy_helper.from_array(np.asarray(v)))
@@ -126,7 +120,7 @@ def _onnx_model(bundle: Bundle, onnx: Any) -> bytes:
     onnx.checker.check_model(made)
     return bytes(made.SerializeToString())
 
-# %% ../nbs/55_export.ipynb #772d7308
+# %% ../nbs/55_export.ipynb #194cb2a8
 def _check_onnx(bundle: Bundle, data: bytes, runtime: Any) -> None:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -137,7 +131,7 @@ def _check_onnx(bundle: Bundle, data: bytes, runtime: Any) -> None:
     if not difference <= 1e-5:
         raise BundleError(
             f"the ONNX graph of {bundle.folder} would differ by {difference:.3g} on the check rows "
-            f"and was not written; {_ONLY}"
+            "and was not written; only gradient-boosted trees and random forests can be exported"
         )
 
 # %% ../nbs/55_export.ipynb #402692c5

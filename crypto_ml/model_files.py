@@ -202,17 +202,16 @@ def _ubjson(source: _Bytes) -> Any:
         return [_ubjson(source) for _ in range(source.size())]
     raise ValueError(f"unknown mark {mark}{kind}")
 
-# %% ../nbs/51_model_files.ipynb #fc02a854
+# %% ../nbs/51_model_files.ipynb #c3a8de6e
 def _xgboost_trees(data: bytes) -> list[Tree]:
     file = _Bytes(data)
     learner = _ubjson(file)["learner"]
     booster = learner["gradient_booster"]
     model = booster.get("gbtree", booster)["model"]
-    trees = model.get("trees", [])
-    ends = model.get("iteration_indptr", [0])
+    trees, ends = model["trees"], model["iteration_indptr"]
     if (
         file.place != len(data)
-        or list(model.get("tree_info", [])) != [0] * len(trees)
+        or list(model["tree_info"]) != [0] * len(trees)
         or ends != sorted(ends)
         or (ends[0], ends[-1]) != (0, len(trees))
         or len(booster.get("weight_drop", trees)) != len(trees)

@@ -57,7 +57,7 @@ _FIXED = {
     "missing": "a missing value is an error here, never an input",
 }
 
-# %% ../nbs/50_models.ipynb #9b71e783
+# %% ../nbs/50_models.ipynb #89243c4c
 def _check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
     known = set(inspect.signature(_CLASSES[name][0]).parameters) | set(
         _CLASSES[name][0]().get_params()
@@ -69,6 +69,8 @@ def _check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
             problems.append(f"{given!r} cannot be set: {_FIXED[given]}")
         elif given not in known:
             problems.append(f"there is no {given!r}; {did_you_mean(given, sorted(known))}")
+    if parameters.get("booster") == "gblinear":
+        problems.append("'gblinear' cannot be used: it grows no trees, and no two fits are alike")
     if problems:
         raise ModelError.listing(f"in the parameters of {name}", problems)
 

@@ -215,7 +215,7 @@ def _finding(verdict: Verdict, confidence: float) -> str:
         return f"{words}; ranked against earlier scores only it is {_span(verdict.past_ranked)}."
     return f"{words}."
 
-# %% ../nbs/44_verdict.ipynb #4f478e65
+# %% ../nbs/44_verdict.ipynb #e179417e
 def _power(verdict: Verdict) -> str:
     edge, points = verdict.minimum_detectable_edge, 100 * verdict.minimum_detectable_accuracy
     if math.isnan(edge):
@@ -231,6 +231,8 @@ def _volatility(verdict: Verdict) -> str:
     if verdict.volatility_share is None or same:  # of a direction label the AUC is the statistic
         return ""
     share = f"{max(0.0, verdict.volatility_share):.0%} of what is above 0.5"
+    if verdict.volatility_share > 1:
+        share = "more than the ensemble"
     return (
         f" For the label itself the AUC is {verdict.label_auc.value:.3f}; trailing volatility "
         f"alone reaches {verdict.volatility_auc.value:.3f}, {share}."

@@ -282,7 +282,7 @@ def test_dry_run_leaves_nothing(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     done = crypto_ml_command(project, "train", "--source", "sim:clear", "--days", "60", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "8" in done.stdout
+    assert "1,440 bars of simulated SIM-CLEAR 1h" in done.stdout
     assert sorted(path.name for path in project.iterdir()) == ["settings.ini"]
 
 

@@ -25,17 +25,13 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
 from crypto_ml.ensemble import (
-    BoosterClassifier,
     ProductionEnsemble,
     best_weights,
     blend,
-    describe_model,
     match_features,
-    member_features,
-    model_kind,
     normalise_weights,
 )
-from crypto_ml.models import Classifier, fit_final
+from crypto_ml.models import Classifier, fit_final, model_kind
 from crypto_ml.settings import ModelError
 
 NAMES = ["lightgbm", "xgboost", "random_forest"]
@@ -303,37 +299,6 @@ def test_members_without_names_take_any_table_of_the_right_width() -> None:
     assert vote.member_probabilities(X_NEW).index.equals(X_NEW.index)
     with pytest.raises(ModelError, match=r"two dimensions and 3 columns$"):
         vote.predict_proba(X_NEW[["close"]])
-
-
-@pytest.mark.parametrize("name", ["lightgbm", "xgboost"])
-def test_a_loaded_booster_gives_the_same_bits(members: dict[str, Classifier], name: str) -> None:
-    model = members[name]
-    booster = model.booster_ if name == "lightgbm" else model.get_booster()
-    coat = BoosterClassifier(booster, describe_model(model)["parameters"])
-    for rows in (X_NEW, X_NEW.to_numpy(), X_NEW.iloc[[0]]):
-        ours, theirs = (
-            coat.predict_proba(rows),
-            model.predict_proba(pd.DataFrame(rows, columns=COLUMNS)),
-        )
-        assert ours.dtype == theirs.dtype
-        assert np.array_equal(ours, theirs)
-    assert np.array_equal(coat.predict(X_NEW), model.predict(X_NEW))
-    assert list(coat.classes_) == [0, 1]
-    assert coat.n_features_in_ == 3
-    assert member_features(coat) == COLUMNS
-    assert describe_model(coat) == describe_model(model)
-    assert model_kind(coat) == name
-    assert is_classifier(coat)
-    with pytest.raises(ModelError, match="cannot be fitted again"):
-        coat.fit(X_NEW, Y_NEW)
-
-
-def test_a_lightgbm_booster_fitted_without_names_has_none() -> None:
-    X, y = market()
-    model = fit_final(X, y, {"lightgbm": {"n_estimators": 2}}, seed=1, jobs=1)["lightgbm"]
-    model = clone(model).fit(X.to_numpy(), y)
-    assert member_features(BoosterClassifier(model.booster_)) is None
-    assert member_features(model) is None
 
 
 # scikit-learn

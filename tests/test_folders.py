@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import resource
-import shutil
 import signal
 import time
 from functools import partial
@@ -300,4 +299,19 @@ def test_a_file_that_vanishes_is_read_from_the_new_folder(
 
     monkeypatch.setattr(folders, "_read_file", slow_read)
     assert read_folder(target) == version(2)
-    shutil.rmtree(target)
+
+
+def test_a_folder_that_is_gone_before_it_is_listed_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x"
+    swap_in(target, 1)
+    listdir, pending = os.listdir, [2]
+
+    def slow_listdir(place: int) -> list[str]:
+        if isinstance(place, int) and pending:
+            swap_in(target, pending.pop())
+        return listdir(place)
+
+    monkeypatch.setattr(folders.os, "listdir", slow_listdir)
+    assert read_folder(target) == version(2)

@@ -29,6 +29,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.naive_bayes import GaussianNB
 from small_bundles import COLUMNS, in_child, market, models
+from xgboost import XGBClassifier
 
 from crypto_ml import model_files
 from crypto_ml.errors import BundleError, ModelError
@@ -512,6 +513,12 @@ def test_a_forest_of_another_scikit_learn_needs_a_word() -> None:
         loaded = model_from_bytes("random_forest", data, 3, allow_version_mismatch=True)
     expected = models()["random_forest"].predict_proba(X_NEW)
     assert np.array_equal(loaded.predict_proba(X_NEW), expected)
+
+
+def test_a_linear_booster_is_not_loaded() -> None:
+    linear = XGBClassifier(booster="gblinear", n_estimators=2).fit(X_NEW, Y_NEW)
+    with pytest.raises(BundleError, match="the xgboost model cannot be read"):
+        model_from_bytes("xgboost", model_bytes(linear), 3)
 
 
 def test_only_the_three_kinds_are_saved() -> None:

@@ -137,6 +137,12 @@ def test_all_problems_of_a_model_are_told_at_once() -> None:
     assert "no 'zzzzzz'; known: base_score, " in message
 
 
+def test_a_booster_without_trees_is_refused() -> None:
+    with pytest.raises(ModelError, match="'gblinear' cannot be used"):
+        make_model("xgboost", {"booster": "gblinear"}, 0)
+    assert make_model("xgboost", {"booster": "dart"}, 0).booster == "dart"
+
+
 def test_an_unknown_model_is_named_with_its_neighbour() -> None:
     with pytest.raises(ModelError, match="did you mean 'lightgbm'"):
         make_model("lightgmb", {}, 0)

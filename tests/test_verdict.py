@@ -149,8 +149,10 @@ def test_following_the_price_is_no_edge_and_the_sentence_says_why() -> None:
 def test_too_few_moves_are_an_answer_and_no_error(ups: int, downs: int) -> None:
     table = predictions()
     move = np.zeros(len(table))
-    move[5 : 5 + ups], move[1000 : 1000 + downs] = 1, -1
-    judged = verdict(table.assign(move=move, y=move > 0), **OPTIONS)
+    moved = np.random.default_rng(0).choice(2500, ups + downs, replace=False)
+    move[moved[:ups]], move[moved[ups:]] = 1, -1
+    knowing = table.assign(move=move, y=move > 0, ensemble=0.5 + 0.4 * move)
+    judged = verdict(knowing, **OPTIONS)
     assert judged.outcome == NO_EVIDENCE
     assert f"only {ups} of 2,500 rows went up beyond the threshold and {downs}" in judged.sentence
     json.dumps(judged.to_dict(), allow_nan=False)
