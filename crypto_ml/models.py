@@ -182,7 +182,7 @@ def _check_training(features: pd.DataFrame, labels: npt.NDArray[np.int8], fold: 
         "a longer span (days), or a label that happens more evenly (threshold, horizon)"
     )
 
-# %% ../nbs/50_models.ipynb #b6c1ae4c
+# %% ../nbs/50_models.ipynb #fe1a6f11
 class _Task(NamedTuple):
     name: str
     parameters: dict[str, Any]
@@ -190,7 +190,6 @@ class _Task(NamedTuple):
     seed: int
     keep: bool
     cost: float
-    parent: int
 
     @property
     def label(self) -> str:
@@ -205,10 +204,8 @@ class _Fit(NamedTuple):
     started: float
     seconds: float
 
-# %% ../nbs/50_models.ipynb #0192c702
+# %% ../nbs/50_models.ipynb #beaf8b53
 def _fit(task: _Task, values: npt.NDArray[np.float64], names: list[str], y: Any) -> _Fit:
-    if os.getpid() != task.parent:
-        _exit_with(task.parent)
     started = time.time()
     model = make_model(task.name, task.parameters, task.seed)
     train = pd.DataFrame(values[task.fold.train], columns=names)
@@ -239,21 +236,16 @@ def positive_probability(model: Classifier, rows: Any) -> npt.NDArray[np.float64
     """
     return np.asarray(model.predict_proba(rows)[:, 1], dtype=np.float64)
 
-# %% ../nbs/50_models.ipynb #54b0c9e3
-_watching: set[int] = set()
-
-
+# %% ../nbs/50_models.ipynb #1a379dbc
 def _exit_with(parent: int) -> None:
-    """Make this worker process end when its parent does, even in the middle of a fit."""
+    """Make this worker process end when its parent does, idle or in the middle of a fit."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
 
-    if parent not in _watching:
-        _watching.add(parent)
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def worker_count(jobs: int, tasks: int) -> int:
@@ -262,7 +254,7 @@ def worker_count(jobs: int, tasks: int) -> int:
         raise ModelError(f"jobs is {jobs}; expected 0 (one process per core) or a positive number")
     return max(1, min(jobs or cpu_count(), tasks))
 
-# %% ../nbs/50_models.ipynb #5f474747
+# %% ../nbs/50_models.ipynb #58f4c9d7
 def _run(
     tasks: list[_Task], features: pd.DataFrame, y: Any, jobs: int, progress: Progress | None
 ) -> list[_Fit]:
@@ -272,7 +264,8 @@ def _run(
     workers = worker_count(jobs, len(tasks))
     fits: list[_Fit] = []
     try:
-        with parallel_config("loky", inner_max_num_threads=1):
+        first = {"initializer": _exit_with, "initargs": (os.getpid(),)}
+        with parallel_config("loky", inner_max_num_threads=1, **first):
             work = Parallel(
                 workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all"
             )
@@ -321,7 +314,7 @@ class FoldFits:
     final_models: dict[str, Classifier] = field(default_factory=dict)
     timings: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-# %% ../nbs/50_models.ipynb #82e04e70
+# %% ../nbs/50_models.ipynb #c4ae5870
 # measured on 8,640 rows of 12 features, per tree, relative to LightGBM
 _COST = {"lightgbm": 1.0, "xgboost": 2.5, "random_forest": 9.0}
 
@@ -335,7 +328,7 @@ def _tasks(
         for fold in folds:
             cost = _COST[name] * len(fold.train) * float(parameters.get("n_estimators", 100))
             kept = any(fold is other for other in keep)
-            tasks.append(_Task(name, dict(parameters), fold, seed, kept, cost, os.getpid()))
+            tasks.append(_Task(name, dict(parameters), fold, seed, kept, cost))
     return tasks
 
 

@@ -377,15 +377,13 @@ def test_a_killed_worker_is_an_error_that_says_so() -> None:
     assert not workers()
 
 
-def test_a_worker_watches_its_parent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_watches_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(models.os, "_exit", lambda code: ended.set())
-    monkeypatch.setattr(models, "_watching", set())
+    models._exit_with(os.getppid())
+    assert not ended.wait(0.2)
     models._exit_with(-5)
     assert ended.wait(5)
-    ended.clear()
-    models._exit_with(-5)
-    assert not ended.wait(0.2)
 
 
 def test_workers_end_when_their_parent_is_killed() -> None:
