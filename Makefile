@@ -39,8 +39,9 @@ export: $(READY) ## after editing a notebook: write the modules, clean the noteb
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python .ci/readme.py
 
-bench: $(READY) ## speed beside plain pandas and scikit-learn, in alternation
+bench: $(READY) ## speed beside plain pandas, scikit-learn, CSV, feather and Parquet, in alternation
 	@$(BIN)/python bench/run.py $(ARGS)
+	@$(BIN)/python bench/store.py $(ARGS)
 
 calibration: $(READY) ## how often the verdict and the intervals are right, over many simulated markets
 	@$(BIN)/python bench/calibration.py $(ARGS)

@@ -154,7 +154,15 @@ def described(record: RunRecord) -> dict[str, Any]:
     flat = [_flat(name, section) for name, section in sections.items()]
     return {name: value for part in flat for name, value in part.items()}
 
-# %% ../nbs/63_history.ipynb #f2f41145
+# %% ../nbs/63_history.ipynb #57eef71a
+def _require_training(record: RunRecord) -> None:
+    if record.kind != "training":
+        raise RunError(
+            f"run {record.run_id} is a {record.kind}: it compares sets of features in its own "
+            "report and has no ensemble to compare. `crypto-ml diff` takes two training runs."
+        )
+
+# %% ../nbs/63_history.ipynb #14fa0057
 COMPARED_METRICS = ("directional_auc", "roc_auc", "log_loss", "macro_f1", "accuracy")
 
 
@@ -174,9 +182,11 @@ def compare_runs(a: Path, b: Path) -> RunDifference:
     Raises
     ------
     RunError
-        If either did not succeed or its predictions were changed.
+        If either is no training run, did not succeed, or its predictions were changed.
     """
     first, second = read_record(a), read_record(b)
+    for record in (first, second):
+        _require_training(record)
     rows = paired_rows(verified_predictions(a), verified_predictions(b))
     in_a, in_b = described(first), described(second)
     names = sorted(in_a.keys() | in_b.keys())

@@ -26,7 +26,7 @@ from sklearn.exceptions import InconsistentVersionWarning
 
 from .errors import BundleError, ModelError
 from .models import model_kind
-from .parameters import MODEL_NAMES
+from .values import MODEL_NAMES
 
 # %% ../nbs/51_model_files.ipynb #3ec36091
 class BoosterClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

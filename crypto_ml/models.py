@@ -26,8 +26,8 @@ from sklearn.ensemble import RandomForestClassifier
 from xgboost import XGBClassifier
 
 from .errors import ModelError, did_you_mean
-from .parameters import MODEL_NAMES
 from .splits import Fold
+from .values import MODEL_NAMES
 
 # %% ../nbs/50_models.ipynb #0fcab5f4
 class Classifier(Protocol):

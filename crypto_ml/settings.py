@@ -34,11 +34,9 @@ from crypto_ml.errors import (
     nearest_name,
 )
 
-# %% ../nbs/02_settings.ipynb #59c8751b
+# %% ../nbs/02_settings.ipynb #d427f9ff
 from crypto_ml.parameters import (
     INTERNAL,
-    MODEL_NAMES,
-    TIMEFRAMES,
     RunParameters,
     describe_problem,
     expectation,
@@ -46,8 +44,8 @@ from crypto_ml.parameters import (
     resolve_parameters,
     section_of,
     shown,
-    utc_time,
 )
+from .values import MODEL_NAMES, TIMEFRAMES, utc_time
 
 # %% ../nbs/02_settings.ipynb #4e6faf30
 _all_: list[object] = [

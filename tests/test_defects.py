@@ -20,7 +20,7 @@ from crypto_ml.defects import (
     when,
 )
 from crypto_ml.errors import CandlesError
-from crypto_ml.parameters import TIMEFRAMES
+from crypto_ml.values import TIMEFRAMES
 
 START = pd.Timestamp("2024-01-01", tz="UTC")  # a Monday
 timeframes = st.sampled_from(list(TIMEFRAMES))

@@ -43,7 +43,7 @@ from crypto_ml.model_files import (
     tree_tables,
 )
 from crypto_ml.models import describe_model, make_model, member_features, model_kind
-from crypto_ml.parameters import MODEL_NAMES
+from crypto_ml.values import MODEL_NAMES
 
 TESTS = Path(__file__).resolve().parent
 X_NEW, Y_NEW = market(200, seed=2)
