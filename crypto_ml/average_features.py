@@ -6,37 +6,33 @@
 __all__ = ['EMA', 'BOLLINGER', 'ema_5', 'ema_10', 'ema_100', 'ema_200', 'bb_middle', 'bb_upper', 'bb_lower', 'bb_width',
            'bb_squeeze']
 
-# %% ../nbs/21_average_features.ipynb #85be91a0
+# %% ../nbs/21_average_features.ipynb #ab4da66f
 import numpy as np
 import talib
 
-from .features import Array, feature, rolling_mean, rolling_std, settle_bars
+from .features import Array, ema_lookback, feature, rolling_mean, rolling_std
 from .rolling import rolling_min
 
-# %% ../nbs/21_average_features.ipynb #57cb4277
-def _ema_lookback(period: int) -> int:
-    return period - 1 + settle_bars(2 / (period + 1))
-
-
-@feature(lookback=_ema_lookback(5), scale="price", period=5)
+# %% ../nbs/21_average_features.ipynb #892a47f5
+@feature(lookback=ema_lookback(5), scale="price", period=5)
 def ema_5(close: Array, period: int) -> Array:
     """Exponential moving average of the close over 5 bars (α = 2/6)."""
     return talib.EMA(close, period)
 
 
-@feature(lookback=_ema_lookback(10), scale="price", period=10)
+@feature(lookback=ema_lookback(10), scale="price", period=10)
 def ema_10(close: Array, period: int) -> Array:
     """Exponential moving average of the close over 10 bars (α = 2/11)."""
     return talib.EMA(close, period)
 
 
-@feature(lookback=_ema_lookback(100), scale="price", period=100)
+@feature(lookback=ema_lookback(100), scale="price", period=100)
 def ema_100(close: Array, period: int) -> Array:
     """Exponential moving average of the close over 100 bars (α = 2/101)."""
     return talib.EMA(close, period)
 
 
-@feature(lookback=_ema_lookback(200), scale="price", period=200)
+@feature(lookback=ema_lookback(200), scale="price", period=200)
 def ema_200(close: Array, period: int) -> Array:
     """Exponential moving average of the close over 200 bars (α = 2/201)."""
     return talib.EMA(close, period)

@@ -6,11 +6,12 @@
 __all__ = ['MARKET', 'LEVELS', 'LEGEND', 'parse_market', 'coverage_picture', 'data', 'sync', 'list_', 'show', 'export', 'remove',
            'watch']
 
-# %% ../nbs/89_data_commands.ipynb #df1d635d
+# %% ../nbs/89_data_commands.ipynb #1c97d608
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from crypto_ml.candles import Market
     from crypto_ml.store import Store, StoreSummary
+    from crypto_ml.stream import Turn
 
 # %% ../nbs/89_data_commands.ipynb #45fcd15b
 MARKET = re.compile(r"\s*([^:\s_]+)[:\s_]+(\S.*?)[:\s_]+(\d+[a-z])\s*")
@@ -270,22 +272,36 @@ def remove(market: tuple[str, ...], yes: bool, damaged: bool) -> None:
     elif yes or click.confirm(f"Remove {meant} from the store?"):
         click.echo(f"{meant}: {store.remove(meant):,} bars removed.")
 
-# %% ../nbs/89_data_commands.ipynb #d0aae2d5
+# %% ../nbs/89_data_commands.ipynb #2d0d49aa
+def _tell(turn: "Turn") -> None:
+    """Say that a bar is over."""
+    from crypto_ml.defects import when
+
+    click.echo(f"{when(turn.time)}  over at {turn.close:.8g}, by websocket; final in some seconds")
+
+
 @data.command()
 @click.argument("market", nargs=-1, required=True)
 @click.option("--start", default="", help="UTC; show bars from there on.")
-def watch(market: tuple[str, ...], start: str) -> None:
+@click.option("--websocket", is_flag=True, help="Hear at once when a bar is over.")
+def watch(market: tuple[str, ...], start: str, websocket: bool) -> None:
     """Follow the closed bars of a market, and store them, until Ctrl-C."""
     from crypto_ml.exchange import open_exchange
+    from crypto_ml.stream import BarStream
     from crypto_ml.watch import stop_on_signals, watch_market
 
     store = _opened()
     meant = parse_market(market, store.markets())
-    bars = 0
-    with stop_on_signals() as stop, open_exchange(meant.exchange) as source:
-        names = meant.symbol, meant.timeframe
+    names, bars = (meant.symbol, meant.timeframe), 0
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        source = stack.enter_context(open_exchange(meant.exchange))
         click.echo(f"{source.market(*names)}: waiting for closed bars; Ctrl-C ends it.")
-        for bar in watch_market(source, store, *names, stop=stop, start=start or None):
+        stream = stack.enter_context(BarStream(source, *names, told=_tell)) if websocket else None
+        following = watch_market(
+            source, store, *names, stop=stop, start=start or None, stream=stream
+        )
+        for bar in following:
             click.echo(bar)
             bars += 1
     click.echo(f"Stopped after {bars} bars.")

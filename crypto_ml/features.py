@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Array', 'Scale', 'INPUTS', 'SCALES', 'FEATURES', 'WILDER_14', 'MACD_LINE', 'MACD_SIGNAL', 'DEFAULT_FEATURES',
-           'Feature', 'feature', 'rolling_mean', 'rolling_std', 'settle_bars', 'close', 'volume', 'returns_1', 'rsi_14',
-           'atr_14', 'macd', 'macd_signal', 'ema_20', 'ema_50', 'bb_position', 'zscore', 'volume_ratio', 'get_feature',
-           'feature_schema', 'warm_up', 'feature_matrix', 'log_return_std', 'realised_volatility']
+           'Feature', 'feature', 'rolling_mean', 'rolling_std', 'settle_bars', 'ema_lookback', 'close', 'volume',
+           'returns_1', 'rsi_14', 'atr_14', 'macd', 'macd_signal', 'ema_20', 'ema_50', 'bb_position', 'zscore',
+           'volume_ratio', 'get_feature', 'feature_schema', 'warm_up', 'feature_matrix', 'log_return_std',
+           'realised_volatility']
 
 # %% ../nbs/20_features.ipynb #c092b0c8
 import inspect
@@ -267,7 +268,7 @@ def _standard_score(values: Array, window: int) -> Array:
         score[window - 1 :] = _ratio(-_mean_above_last(values, window), deviation, 0.0)
     return score
 
-# %% ../nbs/20_features.ipynb #87b03752
+# %% ../nbs/20_features.ipynb #0d5ba848
 def settle_bars(alpha: float, ratio: float = 1.0) -> int:
     """Bars until an exponential average has forgotten all but 1e-6 of where it started.
 
@@ -286,13 +287,14 @@ def settle_bars(alpha: float, ratio: float = 1.0) -> int:
     return math.ceil(math.log(1e-6 / ratio) / math.log1p(-alpha))
 
 
-def _ema_lookback(period: int) -> int:
+def ema_lookback(period: int) -> int:
+    """Bars before an exponential average that starts from a plain mean has forgotten its start."""
     return period - 1 + settle_bars(2 / (period + 1))
 
 
 WILDER_14 = 14 + settle_bars(1 / 14, ratio=100)
-MACD_LINE = _ema_lookback(26)
-MACD_SIGNAL = MACD_LINE + _ema_lookback(9)
+MACD_LINE = ema_lookback(26)
+MACD_SIGNAL = MACD_LINE + ema_lookback(9)
 
 # %% ../nbs/20_features.ipynb #a52090d1
 _UNSTABLE = ("ADX", "ATR", "CMO", "DX", "EMA", "KAMA", "NATR", "RSI", "T3")
@@ -350,7 +352,7 @@ def atr_14(high: Array, low: Array, close: Array, period: int) -> Array:
     """Average true range (Wilder 1978)."""
     return talib.ATR(high, low, close, period)
 
-# %% ../nbs/20_features.ipynb #aa8a3717
+# %% ../nbs/20_features.ipynb #c09e6cf6
 @feature(lookback=MACD_LINE, scale="price", fast=12, slow=26)
 def macd(close: Array, fast: int, slow: int) -> Array:
     """MACD line: fast minus slow exponential average of the close (Appel 1979)."""
@@ -363,13 +365,13 @@ def macd_signal(close: Array, fast: int, slow: int, signal: int) -> Array:
     return talib.MACD(close, fast, slow, signal)[1]
 
 
-@feature(lookback=_ema_lookback(20), scale="price", period=20)
+@feature(lookback=ema_lookback(20), scale="price", period=20)
 def ema_20(close: Array, period: int) -> Array:
     """Exponential moving average of the close over 20 bars."""
     return talib.EMA(close, period)
 
 
-@feature(lookback=_ema_lookback(50), scale="price", period=50)
+@feature(lookback=ema_lookback(50), scale="price", period=50)
 def ema_50(close: Array, period: int) -> Array:
     """Exponential moving average of the close over 50 bars."""
     return talib.EMA(close, period)

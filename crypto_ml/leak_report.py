@@ -262,7 +262,7 @@ class LeakReport:
     def __str__(self) -> str:
         return _text(self)
 
-# %% ../nbs/40_leak_report.ipynb #aa8f845c
+# %% ../nbs/40_leak_report.ipynb #9c1617e4
 def headline(report: LeakReport) -> str:
     """Return the outcome in one line."""
     audited = f"{len(report.audited)} audited"
@@ -273,7 +273,8 @@ def headline(report: LeakReport) -> str:
 
 
 def _text(report: LeakReport) -> str:
-    tried = [f"  {probe:<17} {what}" for probe, what in report.tried.items()]
+    width = max((len(probe) for probe in report.tried), default=0)
+    tried = [f"  {probe:<{width}}  {what}" for probe, what in report.tried.items()]
     found = [f"\n{finding}" for finding in report.findings]
     notes = [f"\n  note: {note}" for note in report.notes]
     opening = f"  on {report.subject}; {report.seconds:.1f} s"

@@ -6,7 +6,7 @@
 __all__ = ['PROBES', 'STARTS', 'Live', 'probe_repeat', 'probe_input', 'probe_history', 'probe_live', 'audit_stage', 'Finding',
            'LeakError', 'LeakReport', 'merge_reports']
 
-# %% ../nbs/42_leaks.ipynb #f796ad25
+# %% ../nbs/42_leaks.ipynb #f3c5700c
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ from crypto_ml.look_ahead import (
     probe_future,
     value_at,
 )
-from .stages import ROWS, KnownAt, Output, Runner, differences, nanoseconds
+from .stages import ROWS, Integers, KnownAt, Output, Runner, differences, nanoseconds
 from .tables import count_of
 from .tampering import CHANGES, WORDS, Input
 
@@ -78,7 +78,7 @@ def probe_input(stage: Callable[..., Any], audit: Audit) -> None:
         sentence = f"it added {', '.join(added)} to them" if added else "it wrote into their values"
         audit.findings["(candles)"] = Finding("changes_input", "(candles)", sentence=sentence)
 
-# %% ../nbs/42_leaks.ipynb #14a5740e
+# %% ../nbs/42_leaks.ipynb #238d9726
 def _leading_missing(output: Output) -> int:
     """Rows before the first one that is complete in every column that ever has a value."""
     frame = output.frame.loc[:, output.frame.notna().any()]
@@ -99,8 +99,9 @@ def probe_history(
         since = int(opens[start + warm])
         other = audit.runner.late(start)
         found = differences(audit.base, other, forever, since=since, tolerance=tolerance)
-        for column, rows in found.values.items():
-            if column not in audit.findings and column not in audit.sightings:
+        for column, every in found.values.items():
+            rows = _since_first_value(every, other, column)
+            if len(rows) and column not in audit.findings and column not in audit.sightings:
                 row = int(rows.min())
                 values = value_at(audit.base, column, row), value_at(other, column, row)
                 audit.findings[column] = _late_finding(column, row, values, start, warm, len(rows))
@@ -108,7 +109,13 @@ def probe_history(
         f"{', '.join(map(str, starts))} bars later, {warm} to warm up, tolerance {tolerance:g}"
     )
 
-# %% ../nbs/42_leaks.ipynb #b267b459
+# %% ../nbs/42_leaks.ipynb #e076155c
+def _since_first_value(rows: Integers, output: Output, column: str) -> Integers:
+    """Leave out the rows before a column's first value: missing bars prolong a warm-up."""
+    present = output.frame[column].notna().to_numpy()
+    return rows[rows >= output.times[present.argmax()]] if present.any() else rows[:0]
+
+
 def _late_finding(
     column: str, row: int, values: tuple[Any, Any], start: int, warm: int, count: int
 ) -> Finding:
@@ -264,7 +271,7 @@ def _cuts(audit: Audit, cuts: int | Sequence[int], thorough: bool) -> Sequence[i
     first = min(_leading_missing(audit.base), len(audit.closes) // 2)
     return choose_cuts(audit.candles, cuts * (3 if thorough else 1), first)
 
-# %% ../nbs/42_leaks.ipynb #0fb6fe2e
+# %% ../nbs/42_leaks.ipynb #e6016755
 def _tail(audit: Audit, thorough: bool) -> range:
     bars = len(audit.closes)
     return range(bars - 1 - min(120 if thorough else 30, bars // 4), bars - 1)
@@ -277,9 +284,6 @@ def _report(audit: Audit, name: str, start: float) -> LeakReport:
             audit.findings[column] = explain(audit, column)
     columns = [str(column) for column in audit.base.frame.columns]
     order = {column: place for place, column in enumerate([*columns, *audit.findings])}
-    notes = [f"the stage refuses bars {WORDS[c]}: {e}" for c, e in audit.runner.refused.items()]
-    if audit.late_rows:
-        notes.append("some labels appear only once bars after their label_end are there")
     candles = audit.candles
     return LeakReport(
         name,
@@ -287,6 +291,21 @@ def _report(audit: Audit, name: str, start: float) -> LeakReport:
         sorted(audit.findings.values(), key=lambda finding: order[finding.column]),
         columns,
         audit.tried,
-        notes,
+        _notes(audit),
         seconds=time.perf_counter() - start,
     )
+
+# %% ../nbs/42_leaks.ipynb #d2507525
+def _notes(audit: Audit) -> list[str]:
+    """Say what a reader should know besides the findings."""
+    notes = [
+        f"it refuses bars that are {WORDS[change]}, so these show nothing ({error})"
+        for change, error in audit.runner.refused.items()
+    ]
+    if audit.late_rows:
+        notes.append("some labels appear only once bars after their label_end are there")
+    empty = [str(name) for name in audit.base.frame if audit.base.frame[name].isna().all()]
+    if empty:
+        names = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+        notes.append(f"{count_of(len(empty), 'column')} without any value on these bars: {names}")
+    return notes

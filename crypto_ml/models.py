@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Progress', 'Classifier', 'make_model', 'model_kind', 'describe_model', 'member_features', 'check_features',
-           'positive_probability', 'worker_count', 'FoldFits', 'fit_folds', 'fit_final']
+           'positive_probability', 'exit_with', 'worker_count', 'FoldFits', 'fit_folds', 'fit_final']
 
 # %% ../nbs/50_models.ipynb #da33a5cb
 import inspect
@@ -237,7 +237,7 @@ def positive_probability(model: Classifier, rows: Any) -> npt.NDArray[np.float64
     return np.asarray(model.predict_proba(rows)[:, 1], dtype=np.float64)
 
 # %% ../nbs/50_models.ipynb #1a379dbc
-def _exit_with(parent: int) -> None:
+def exit_with(parent: int) -> None:
     """Make this worker process end when its parent does, idle or in the middle of a fit."""
 
     def watch() -> None:
@@ -264,7 +264,7 @@ def _run(
     workers = worker_count(jobs, len(tasks))
     fits: list[_Fit] = []
     try:
-        first = {"initializer": _exit_with, "initargs": (os.getpid(),)}
+        first = {"initializer": exit_with, "initargs": (os.getpid(),)}
         with parallel_config("loky", inner_max_num_threads=1, **first):
             work = Parallel(
                 workers, return_as="generator_unordered", batch_size=1, pre_dispatch="all"

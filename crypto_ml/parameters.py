@@ -198,7 +198,7 @@ def describe_problem(name: str, value: object, reason: str = "") -> str:
     reason = reason or f"the default is {shown(getattr(RunParameters(), top))}"
     return f"{name} = {shown(value)}: expected {expectation(known[top])}; {reason}"
 
-# %% ../nbs/01_parameters.ipynb #ea6e125b
+# %% ../nbs/01_parameters.ipynb #65227108
 def _contradictions(p: SimpleNamespace) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the names of parameters that contradict each other, and what to do about it."""
     if p.days and (p.start or p.end):
@@ -214,7 +214,7 @@ def _contradictions(p: SimpleNamespace) -> Iterator[tuple[tuple[str, ...], str]]
             ("source", "exchange", "symbol"),
             "a simulated market has its own name; leave these empty",
         )
-    if p.feature_set and p.features != RunParameters.model_fields["features"].default:
+    if p.feature_set and tuple(p.features) != RunParameters.model_fields["features"].default:
         yield ("feature_set", "features"), "name a set or list features; leave the other out"
     if 0 < p.max_train_size < 100:
         yield ("max_train_size",), "a training window needs at least 100 rows; 0 means no limit"

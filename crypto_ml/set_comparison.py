@@ -19,7 +19,7 @@ from joblib.externals.loky import get_reusable_executor
 from sklearn.base import clone
 
 from .features import DEFAULT_FEATURES
-from .models import _exit_with, make_model, positive_probability, worker_count
+from .models import exit_with, make_model, positive_probability, worker_count
 from .scores import HOLDOUT, OUT_OF_FOLD, Score, resampled_scores, score_of, select_rows
 from .selection import FeatureSelector
 from .settings import FeatureError
@@ -107,7 +107,7 @@ def choose_in_folds(
     work = partial(_choose_and_predict, rows=rows, sets=sets, selector=ready, parameters=parameters)
     longest_first = sorted(folds, key=lambda fold: -len(fold.train))
     workers, found = worker_count(jobs, len(folds)), []
-    watched = {"initializer": _exit_with, "initargs": (os.getpid(),)}
+    watched = {"initializer": exit_with, "initargs": (os.getpid(),)}
     try:
         with parallel_config("loky", inner_max_num_threads=1, **watched):
             pool = Parallel(workers, return_as="generator_unordered", batch_size=1)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Integers', 'KnownAt', 'ROWS', 'nanoseconds', 'Output', 'read_output', 'Differences', 'differences', 'Runner']
 
-# %% ../nbs/40_stages.ipynb #6ff350dc
+# %% ../nbs/40_stages.ipynb #8b30144b
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -240,7 +241,7 @@ class Runner:
         }
         return self.run(rest, inputs)
 
-# %% ../nbs/40_stages.ipynb #d10bdb6d
+# %% ../nbs/40_stages.ipynb #e64c12ed
 _KEPT = 64
 
 
@@ -253,7 +254,8 @@ def _remembered(runner: Runner, change: str, start: int, stop: int | None) -> Ou
     try:
         answer = runner.run(*_changed_data(runner, change, start, stop))
     except Exception as error:  # whatever a stage thinks of strange candles is its own business
-        runner.refused.setdefault(change, f"{type(error).__name__}: {str(error)[:120]}")
+        words = f"{type(error).__name__}: {error}"
+        runner.refused.setdefault(change, shorten(words, 90, placeholder=" …"))
     runner.kept[key] = answer
     if len(runner.kept) > _KEPT:
         runner.kept.popitem(last=False)

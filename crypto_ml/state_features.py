@@ -73,10 +73,10 @@ def us_session(timestamp: Times, start: int, end: int) -> Array:
     """1 if the bar opens from 13:00 to before 21:00 UTC (New York), else 0."""
     return ((_hour(timestamp) >= start) & (_hour(timestamp) < end)).astype(np.float64)
 
-# %% ../nbs/21_state_features.ipynb #86025200
+# %% ../nbs/21_state_features.ipynb #39a8af4f
 @feature(lookback=10, scale="bounded", bars=10)
 def efficiency_ratio_10(close: Array, bars: int) -> Array:
-    """|change over 10 bars| / sum of the single changes, 0 to 1; 0 if flat (Kaufman 1995)."""
+    """Absolute change over 10 bars / sum of single changes, 0 to 1; 0 if flat (Kaufman 1995)."""
     gone = rolling_sum(np.abs(close - shifted(close, 1)), bars)
     return np.minimum(ratio(np.abs(close - shifted(close, bars)), gone, 0.0), 1.0)
 

@@ -7,7 +7,7 @@ __all__ = ['LEVELS', 'DIFFERENCES', 'LEAST', 'FORMS', 'STATIONARY', 'relative_to
            'volume_lag_1_log_ratio', 'volume_lag_4_log_ratio', 'volume_lag_5_log_ratio', 'volume_sma_20_log_ratio',
            'obv_20_share', 'obv_sma_20_share', 'stationary_table']
 
-# %% ../nbs/23_stationary.ipynb #d2f10c08
+# %% ../nbs/23_stationary.ipynb #f9593e45
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +19,28 @@ from .catalogue import CATALOGUE_FEATURES
 from .errors import FeatureError
 from crypto_ml.features import (
     Array,
+    Feature,
     feature,
     get_feature,
     rolling_mean,
+    settle_bars,
 )
 from .rolling import ratio, rolling_sum, shifted
 from .volume_features import obv_20
 
-# %% ../nbs/23_stationary.ipynb #8ebbc36d
+# %% ../nbs/23_stationary.ipynb #34d9e7c8
+def _longer_settling(item: Feature) -> int:
+    """Bars more that an exponential average needs when only its distance to the close is kept.
+
+    The distance is about a hundredth of the level, so the start must be forgotten that much more.
+    """
+    period = item.parameters.get("period")
+    if period is None:
+        return 0
+    alpha = 2 / (int(period) + 1)
+    return settle_bars(alpha, ratio=100) - settle_bars(alpha)
+
+# %% ../nbs/23_stationary.ipynb #936a2548
 def relative_to_close(name: str, *, level: bool) -> str:
     """Register the scale-free form of a feature in price units, and return its name.
 
@@ -41,7 +55,8 @@ def relative_to_close(name: str, *, level: bool) -> str:
     Returns
     -------
     str
-        ``{name}_to_close``, with the feature's inputs, parameters and lookback.
+        ``{name}_to_close``, with the feature's inputs and parameters; an exponential average
+        takes longer to warm up than the feature itself.
 
     Raises
     ------
@@ -60,7 +75,8 @@ def relative_to_close(name: str, *, level: bool) -> str:
         result: Array = original(**given) / arrays["close"] - whole
         return result
 
-    register = feature(lookback=item.lookback, scale="ratio", **item.parameters)
+    lookback = item.lookback + (_longer_settling(item) if level else 0)
+    register = feature(lookback=lookback, scale="ratio", **item.parameters)
     register(_signed(relative, name, original, level))
     return relative.__name__
 

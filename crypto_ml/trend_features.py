@@ -69,7 +69,7 @@ def _one_sidedness(high: Array, low: Array, close: Array, period: int, flat_afte
     above, below = _wilder(plus, period), _wilder(minus, period)
     return np.where(turned, ratio(above - below, above + below, 0.0), 0.0)
 
-# %% ../nbs/21_trend_features.ipynb #13fa328a
+# %% ../nbs/21_trend_features.ipynb #d334636d
 @feature(lookback=DIRECTION_14, scale="bounded", period=14, flat_after=DIRECTION_14)
 def plus_di_14(high: Array, low: Array, close: Array, period: int, flat_after: int) -> Array:
     """Upward share of the movement, 0 to 100; 0 if nothing has moved (+DI, Wilder 1978).
@@ -90,7 +90,7 @@ def minus_di_14(high: Array, low: Array, close: Array, period: int, flat_after: 
 
 @feature(lookback=ADX_14, scale="bounded", period=14, flat_after=DIRECTION_14)
 def adx_14(high: Array, low: Array, close: Array, period: int, flat_after: int) -> Array:
-    """Wilder's average of |+DI − −DI| / (+DI + −DI), 0 to 100 (ADX, Wilder 1978).
+    """Wilder's average of the absolute +DI − −DI over +DI + −DI, 0 to 100 (ADX, Wilder 1978).
 
     The ratio counts as 0 from the bar on at which neither side has reached out for `flat_after`
     bars.

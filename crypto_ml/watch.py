@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'Stop', 'ClosedBar', 'stop_on_signals', 'Waits', 'watch_market']
 
-# %% ../nbs/15_watch.ipynb #b6d73f56
+# %% ../nbs/15_watch.ipynb #5bd08e36
 import logging
 import signal
 import threading
@@ -23,6 +23,7 @@ from .pages import SETTLE, recheck_after
 from .rest import UnansweredError
 from .spans import milliseconds, slot_floor, time_of
 from .store import Store
+from .stream import BarStream
 from .sync import CandleSource, sync_market
 
 # %% ../nbs/15_watch.ipynb #eaa5d33b
@@ -174,7 +175,7 @@ class _Watch:
             self.seconds = min(self.seconds, self.waits.ask_again[self.looks - 1])
         return bars
 
-# %% ../nbs/15_watch.ipynb #3b9c4180
+# %% ../nbs/15_watch.ipynb #4bb5c470
 class _Patient(_Watch):
     """A watch that outlives disconnects."""
 
@@ -185,7 +186,7 @@ class _Patient(_Watch):
         except UnansweredError as error:
             self.failures += 1
             first, longest = self.waits.back_off
-            self.seconds = min(first * 2.0 ** (self.failures - 1), longest)
+            self.seconds = min(first * 2.0 ** min(self.failures - 1, 32), longest)
             log.warning("%s: %s", self.market, error)
             return []
         if self.failures:
@@ -193,7 +194,16 @@ class _Patient(_Watch):
         self.failures = 0
         return bars
 
-# %% ../nbs/15_watch.ipynb #be84a3b1
+# %% ../nbs/15_watch.ipynb #7ad56bfa
+def _wait(stop: Stop, seconds: float, stream: BarStream | None) -> bool:
+    """Pause, but no longer than until a stream says that a bar is over."""
+    if stream is None:
+        return _pause(stop, seconds)
+    stopped = stop.is_set if isinstance(stop, threading.Event) else stop
+    stream.wait(seconds, stopped)
+    return stopped()
+
+
 def watch_market(
     exchange: CandleSource,
     store: Store,
@@ -203,6 +213,7 @@ def watch_market(
     stop: Stop,
     start: pd.Timestamp | str | None = None,
     waits: Waits | None = None,
+    stream: BarStream | None = None,
 ) -> Iterator[ClosedBar]:
     """Follow a market; yield each bar once it is final and stored.
 
@@ -219,6 +230,8 @@ def watch_market(
         last bar in the store, and where there is none begins with the bar that is forming.
     waits : Waits, optional
         How long to wait for what.
+    stream : BarStream, optional
+        Of the same market: shortens the waits. The bars are asked for all the same.
 
     Yields
     ------
@@ -241,5 +254,5 @@ def watch_market(
             yield bar
             if _pause(stop, 0):
                 return
-        if _pause(stop, watch.seconds):
+        if _wait(stop, watch.seconds, stream):
             return

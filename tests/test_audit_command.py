@@ -11,9 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from crypto_ml import audit_command, history, runs
-from crypto_ml.audit_command import audit, report_markdown
+from crypto_ml.audit_command import audit, report_markdown, write_audit
+from crypto_ml.execute import update_leaderboard
+from crypto_ml.feature_sets import make_feature_set, save_feature_set
+from crypto_ml.features import feature_schema
 from crypto_ml.leak_report import Finding, LeakReport
-from crypto_ml.settings import CandlesError, SettingsError
+from crypto_ml.settings import CandlesError, RunError, SettingsError
+from crypto_ml.simulate import simulate
 
 CELLS = """
 import pandas as pd
@@ -89,13 +93,62 @@ def test_pipeline_of_the_settings(project: Path) -> None:
     assert "fold 0" in str(reports(project)[0]["audited"])
 
 
+def test_pipeline_is_what_train_sees(project: Path) -> None:
+    expand = 'expand={"timeframes": ["4h"], "lags": [2]}'
+    words = ["--source", "sim:vol", "--days", "60", "-p", "features=close,returns_1", "-p", expand]
+    assert run(*words).exit_code == 0
+    columns = reports(project)[0]["audited"]
+    assert isinstance(columns, list)
+    assert columns[:3] == ["features: close", "features: returns_1", "features: close_lag_2"]
+    assert "features: returns_1_4h_lag_2" in columns
+
+
+def test_pipeline_of_a_named_set(project: Path) -> None:
+    save_feature_set(project / "feature_sets", make_feature_set("mine", ["close", "rsi_14"]))
+    result = run("--source", "sim:vol", "--days", "60", "-p", "feature_set=mine")
+    assert result.exit_code == 0, result.output
+    columns = reports(project)[0]["audited"]
+    assert columns[:3] == ["features: close", "features: rsi_14", "labels: y"]  # type: ignore[index]
+
+
+def test_pipeline_with_another_market(project: Path) -> None:
+    for seed, symbol in enumerate(("BTCUSDT", "ETHUSDT")):
+        frame = simulate("vol", bars=1500, seed=seed).candles.frame
+        frame.reset_index().to_parquet(project / f"binance_{symbol}_1h.parquet")
+    expand = 'expand={"symbols": ["ETHUSDT"]}'
+    words = ["--source", "binance_BTCUSDT_1h.parquet", "-p", "features=close,rsi_14", "-p", expand]
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert "features: rsi_14_ethusdt" in reports(project)[0]["audited"]  # type: ignore[operator]
+
+
 def test_run_is_audited_on_its_own_data(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = SimpleNamespace(parameters={"source": "sim:vol", "days": 50.0})
+    record = SimpleNamespace(
+        run_id="20250101-run",
+        parameters={"source": "sim:vol", "days": 50.0, "features": ["close", "zscore"]},
+        data={"sha256": "another"},
+        features=[{"name": "close", "definition_hash": "another"}, *feature_schema(["zscore"])],
+    )
     monkeypatch.setattr(history, "find_run", lambda folder, name: folder / name)
     monkeypatch.setattr(runs, "read_record", lambda folder: record)
     result = run("20250101-run")
     assert result.exit_code == 0, result.output
-    assert "1,200 bars" in result.output
+    assert "CLEAN: run 20250101-run" in result.output and "1,200 bars" in result.output
+    assert "are not those that the run had" in result.output
+    assert "otherwise than in the run: close\n" in result.output
+    for words in (["--days", "3"], ["--source", "sim:none"], ["-p", "horizon=2"]):
+        refused = run("20250101-run", *words)
+        assert isinstance(refused.exception, SettingsError)
+        assert "its own parameters" in str(refused.exception)
+
+
+def test_an_audit_is_no_run(project: Path) -> None:
+    write_audit(LeakReport("f", "data", [], ["x"], {}), project / "runs", "latest")
+    assert history.list_runs(project / "runs") == []
+    for name in ("latest", "audits", "f"):
+        with pytest.raises(RunError, match="There are none yet"):
+            history.find_run(project / "runs", name)
+    assert "audits" not in update_leaderboard(project / "runs").read_text()
 
 
 def test_module_of_a_project_notebook(project: Path) -> None:

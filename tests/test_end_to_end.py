@@ -22,6 +22,7 @@ from jsonschema import Draft202012Validator
 
 import crypto_ml
 from crypto_ml.bundle import load_bundle
+from crypto_ml.feature_sets import make_feature_set, save_feature_set
 from crypto_ml.history import changed_artifacts, list_runs, run_status
 from crypto_ml.runs import RunRecord, artifact_hashes, read_record, run_schema
 from crypto_ml.scores import score_table
@@ -32,6 +33,7 @@ SMALL = [
     "days=60",
     "resamples=100",
     "n_splits=3",
+    "jobs=1",
     'lightgbm={"n_estimators": 15}',
     'xgboost={"n_estimators": 15}',
     'random_forest={"n_estimators": 15, "max_depth": 6}',
@@ -395,3 +397,24 @@ def test_record_of_an_unknown_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"schema_version": 2}')
     with pytest.raises(crypto_ml.settings.RunError, match="schema version 1"):
         read_record(tmp_path)
+
+
+def test_a_saved_feature_set_is_trained_on_by_name_however_fast_it_warms_up(
+    tmp_path: Path,
+) -> None:
+    project = make_project(tmp_path)
+    saved = save_feature_set(project / "feature_sets", make_feature_set("fast", ["zscore"]))
+    done = crypto_ml_command(project, "train", *ASSIGNMENTS, "-p", "feature_set=fast")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ((_, record),) = list_runs(project / "runs")
+    assert record.feature_set == {"reference": "fast@1", "hash": saved.hash}
+    assert record.parameters["features"] == ["zscore"]
+    assert record.audit and record.luck["trials"] == 1 and record.null_control["passed"]
+
+
+def test_an_unknown_feature_set_starts_no_run(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    done = crypto_ml_command(project, "train", *ASSIGNMENTS, "-p", "feature_set=catalog")
+    assert done.returncode == 2
+    assert "did you mean 'catalogue'" in done.stderr
+    assert not (project / "runs").exists()

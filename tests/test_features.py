@@ -524,11 +524,11 @@ def test_a_feature_is_one_function(registry: dict[str, module.Feature]) -> None:
 
 def test_timestamps_are_milliseconds_of_the_open(registry: dict[str, module.Feature]) -> None:
     @feature(lookback=0, scale="count")
-    def hour(timestamp: np.ndarray) -> np.ndarray:
+    def hour_of_open(timestamp: np.ndarray) -> np.ndarray:
         return np.asarray(timestamp // 3_600_000 % 24)
 
     candles = make_candles(1, 30)
-    values = feature_matrix(candles, ["hour"])["hour"]
+    values = feature_matrix(candles, ["hour_of_open"])["hour_of_open"]
     assert values.tolist() == [float(t.hour) for t in candles.index]
 
 

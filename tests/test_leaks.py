@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,14 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crypto_ml.candles import Candles, load_candles
+from crypto_ml.candles import Candles
 from crypto_ml.errors import ScoreError
+from crypto_ml.expansion import expand_features, expansion_warm_up
 from crypto_ml.features import DEFAULT_FEATURES, feature_matrix, warm_up
 from crypto_ml.labels import make_labels
 from crypto_ml.leaks import LeakError, LeakReport, audit_stage
 from crypto_ml.look_ahead import choose_cuts
 from crypto_ml.parameters import RunParameters
-from crypto_ml.run_audit import audit_pipeline, fast_audit, label_stage
+from crypto_ml.run_audit import audit_pipeline, fast_audit, input_stage, label_stage
 from crypto_ml.simulate import PRESETS, simulate
 from crypto_ml.splits import make_folds
 from crypto_ml.tampering import CHANGES, tamper
@@ -193,17 +193,44 @@ def test_a_run_that_was_not_purged_is_refused(candles: Candles) -> None:
     assert not audit_pipeline(longer, RunParameters(horizon=6), parts["rows"], parts["folds"]).clean
 
 
-def test_no_false_alarm_on_real_candles(real_candles_folder: Path) -> None:
-    accused = {}
-    for path in sorted(real_candles_folder.glob("*.parquet")):
-        whole = load_candles(path)
-        for start in (0, len(whole) // 2):
-            frame = whole.frame.iloc[start : start + 800]
-            span = Candles(frame, whole.market, whole.source)
-            if len(span) < 2 * WARM // 1.9 or feature_matrix(span).dropna().empty:
-                continue
-            probes = ["repeat", "future", "history"]
-            report = audit_stage(feature_matrix, span, cuts=3, warm_up=WARM, probes=probes)
-            if not report.clean:
-                accused[f"{path.stem} from {start}"] = str(report)
-    assert not accused, next(iter(accused.values()))
+def test_missing_bars_prolong_a_warm_up(candles: Candles) -> None:
+    whole = simulate("vol", bars=800, seed=3).candles
+    lacking = Candles(whole.frame.drop(whole.index[[41, 90]]), whole.market, whole.source)
+    options = {"timeframes": ("4h",), "lags": (2,)}
+
+    def expanded(c: Candles) -> pd.DataFrame:
+        return expand_features(c, ["zscore"], **options).frame
+
+    warm = expansion_warm_up(lacking, ["zscore"], **options)
+    assert quick(expanded, lacking, warm_up=warm, probes=["history"]).clean
+
+    def since_start(c: Candles) -> object:
+        return c.frame["close"].expanding(min_periods=30).mean().rename("mean")
+
+    (finding,) = quick(since_start, lacking, warm_up=20, probes=["history"]).findings
+    assert (finding.kind, finding.row) == ("history_start", lacking.index[30])
+    never = quick(lambda c: c.frame["close"] * np.nan, lacking, probes=["history"])
+    assert never.clean and "1 column without any value" in never.notes[-1]
+    all_or_none = quick(
+        lambda c: c.frame["close"] * (1 if len(c) == len(lacking) else np.nan), lacking
+    )
+    assert not all_or_none.clean
+
+
+def test_future_of_another_market_is_changed_too() -> None:
+    base = simulate("vol", bars=1200).candles
+    others = {"ETHUSDT": simulate("vol", bars=1200, seed=7).candles}
+    parameters = RunParameters(features=("close",), expand={"symbols": ["ETHUSDT"]})
+    rows = input_stage(parameters)(base, **others).join(label_stage(parameters)(base).frame)
+    rows = rows.dropna()
+    folds = make_folds(rows.index, rows["label_end"])
+
+    def peeking(candles: Candles, **near: Candles) -> pd.DataFrame:
+        return pd.DataFrame({"next": near["ETHUSDT"].frame["close"].shift(-1)}, candles.index)
+
+    parts = {"labels": label_stage(parameters), "rows": rows, "folds": folds, "others": others}
+    assert fast_audit(base, features=input_stage(parameters), warm=1, **parts).clean
+    (finding,) = fast_audit(base, features=peeking, warm=1, **parts).findings
+    assert (finding.column, finding.bars_ahead) == ("next", 1)
+    thorough = audit_pipeline(base, parameters, rows, folds, features=peeking, others=others)
+    assert {f.column for f in thorough.findings} == {"next"}

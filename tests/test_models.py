@@ -380,9 +380,9 @@ def test_a_killed_worker_is_an_error_that_says_so() -> None:
 def test_a_worker_watches_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(models.os, "_exit", lambda code: ended.set())
-    models._exit_with(os.getppid())
+    models.exit_with(os.getppid())
     assert not ended.wait(0.2)
-    models._exit_with(-5)
+    models.exit_with(-5)
     assert ended.wait(5)
 
 

@@ -172,6 +172,7 @@ def test_contradictions_are_refused(values: dict[str, Any], words: str) -> None:
         {"resamples": 40},
         {"resamples": 200, "confidence": 0.99},
         {"label": "direction", "threshold": 0.01},
+        {"feature_set": "catalogue", "features": DEFAULTS.features},
     ],
 )
 def test_what_only_looks_contradictory_is_accepted(values: dict[str, Any]) -> None:
@@ -294,3 +295,8 @@ def test_the_nearest_name_of_a_name_is_itself(names: list[str]) -> None:
 def test_no_private_name_is_public() -> None:
     assert all(hasattr(module, name) for name in module.__all__)
     assert not any(name.startswith("_") for name in module.__all__)
+
+
+def test_a_set_beside_the_default_features_as_a_notebook_hands_them_over() -> None:
+    given = {"feature_set": "catalogue", "features": list(DEFAULTS.features)}
+    assert RunParameters(**given).feature_set == "catalogue"

@@ -21,7 +21,7 @@ from crypto_ml.exchange import open_exchange
 from crypto_ml.rest import Patience, UnansweredError
 from crypto_ml.store import Store
 from crypto_ml.sync import sync_market
-from crypto_ml.watch import Waits, stop_on_signals, watch_market
+from crypto_ml.watch import Waits, _Patient, stop_on_signals, watch_market
 
 HOURLY = Market("example", "BTCUSD", "1h")
 AT_ONCE = Waits((0, 0), (0, 0, 0), 0)
@@ -91,6 +91,14 @@ def test_disconnects_are_outlived_and_told(store, caplog):
     assert [bar.time.hour for bar in bars] == [0, 1, 2, 3]
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 4 and "does not answer" in told[0] and "answers again" in told[-1]
+
+
+def test_an_outage_may_last_for_days(store):
+    exchange = ticking("2024-01-02 00:05")
+    exchange.failing = [UnansweredError("example does not answer")]
+    watch = _Patient(exchange, store, ("BTC/USD", "1h"), HOURLY, utc("2024-01-01"), Waits())
+    watch.failures = 5000
+    assert watch.patient_look() == [] and watch.seconds == 60
 
 
 def test_other_errors_end_a_watch(store):
