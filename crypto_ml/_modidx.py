@@ -417,7 +417,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'crypto_ml.features._features': ('features.html#_features', 'crypto_ml/features.py'),
                                     'crypto_ml.features._mean_above_last': ('features.html#_mean_above_last', 'crypto_ml/features.py'),
                                     'crypto_ml.features._origin': ('features.html#_origin', 'crypto_ml/features.py'),
-                                    'crypto_ml.features._ratio': ('features.html#_ratio', 'crypto_ml/features.py'),
                                     'crypto_ml.features._refuse_not_finite': ('features.html#_refuse_not_finite', 'crypto_ml/features.py'),
                                     'crypto_ml.features._refuse_unstable_period': ( 'features.html#_refuse_unstable_period',
                                                                                     'crypto_ml/features.py'),

@@ -9,7 +9,7 @@ __all__ = ['Array', 'Scale', 'INPUTS', 'SCALES', 'FEATURES', 'WILDER_14', 'MACD_
            'volume_ratio', 'get_feature', 'feature_schema', 'warm_up', 'feature_matrix', 'log_return_std',
            'realised_volatility']
 
-# %% ../nbs/20_features.ipynb #c092b0c8
+# %% ../nbs/20_features.ipynb #1a6ee8b3
 import inspect
 import json
 import math
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from .candles import Candles, segment_ids
 from .definitions import definition_hash, source_of
 from .errors import FeatureError, did_you_mean
+from .rolling import ratio
 
 # %% ../nbs/20_features.ipynb #d766500f
 Array = NDArray[np.float64]
@@ -252,20 +253,13 @@ def rolling_std(values: Array, window: int) -> Array:
         deviation[window - 1 :] = np.sqrt(squares / window)
     return deviation
 
-# %% ../nbs/20_features.ipynb #15c64d88
-def _ratio(above: Array, below: Array, if_zero: float) -> Array:
-    """Return `above / below`, and `if_zero` where `below` is exactly zero."""
-    result = np.full(len(below), if_zero)
-    np.divide(above, below, out=result, where=below != 0)
-    return result
-
-
+# %% ../nbs/20_features.ipynb #04e71712
 def _standard_score(values: Array, window: int) -> Array:
     """(value − mean) / population standard deviation of its window; 0 if the window is flat."""
     score = np.full(len(values), np.nan)
     if len(values) >= window:
         deviation = rolling_std(values, window)[window - 1 :]
-        score[window - 1 :] = _ratio(-_mean_above_last(values, window), deviation, 0.0)
+        score[window - 1 :] = ratio(-_mean_above_last(values, window), deviation, 0.0)
     return score
 
 # %% ../nbs/20_features.ipynb #0d5ba848
@@ -376,7 +370,7 @@ def ema_50(close: Array, period: int) -> Array:
     """Exponential moving average of the close over 50 bars."""
     return talib.EMA(close, period)
 
-# %% ../nbs/20_features.ipynb #1dfddfdd
+# %% ../nbs/20_features.ipynb #cbb4c016
 @feature(lookback=19, scale="bounded", window=20, deviations=2.0)
 def bb_position(close: Array, window: int, deviations: float) -> Array:
     """Place of the close between its Bollinger bands: 0 lower, 1 upper; 0.5 if flat."""
@@ -392,7 +386,7 @@ def zscore(close: Array, window: int) -> Array:
 @feature(lookback=19, scale="ratio", window=20)
 def volume_ratio(volume: Array, window: int) -> Array:
     """Volume divided by its mean over 20 bars; 1 if all 20 are zero."""
-    return _ratio(volume, rolling_mean(volume, window), 1.0)
+    return ratio(volume, rolling_mean(volume, window), 1.0)
 
 # %% ../nbs/20_features.ipynb #7c103b3f
 DEFAULT_FEATURES = (
