@@ -130,7 +130,7 @@ def plot_verdict(
         axes.axvspan(no_skill - reach, no_skill + reach, color="#E3E6EA", zorder=0, label=band)
     axes.axvline(no_skill, color=GREY, linestyle=":", label="no skill")
     text = _forest(axes, table, [words(name) for name in table["predictor"]])
-    axes.set_xlabel(f"{title}, with 95 % interval")
+    axes.set_xlabel(f"{title}, with its interval")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
     figure.set_label(
         f"{title} with intervals: {text}. "
@@ -303,7 +303,7 @@ def plot_weights(audit: pd.DataFrame, metric: str = "log_loss") -> Figure:
     ]
     text = _forest(axes, table, names)
     title = METRIC_NAMES.get(metric, words(metric))
-    axes.set_xlabel(f"{title}, with 95 % interval")
+    axes.set_xlabel(f"{title}, with its interval")
     figure.set_label(f"{title} by weights: {text}.")
     return figure
 
