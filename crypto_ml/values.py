@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['MODEL_NAMES', 'TIMEFRAMES', 'EXPANSIONS', 'Word', 'Source', 'Symbol', 'SetName', 'Timeframe', 'UTCTime', 'Names',
-           'Weights', 'Estimator', 'Expansion', 'Expects', 'utc_time']
+           'Weights', 'Estimator', 'Expansion', 'Expects', 'utc_time', 'Section']
 
-# %% ../nbs/00_values.ipynb #1ba6b673
+# %% ../nbs/00_values.ipynb #c67df114
 import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 # %% ../nbs/00_values.ipynb #2daee461
 MODEL_NAMES = ("lightgbm", "xgboost", "random_forest")
@@ -178,3 +178,10 @@ Expansion = Annotated[
     AfterValidator(_check_expansion),
     Expects('timeframes, lags or symbols, each a list: {"timeframes": ["4h"], "lags": [1, 2]}'),
 ]
+
+# %% ../nbs/00_values.ipynb #26332f7d
+class Section(BaseModel):
+    """Values of one section: strict types, no unknown names, no changes afterwards."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    section: ClassVar[str] = ""

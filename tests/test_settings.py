@@ -19,6 +19,7 @@ from crypto_ml import settings as module
 from crypto_ml.settings import (
     INTERNAL,
     MODEL_NAMES,
+    OPERATION,
     RunParameters,
     SettingsError,
     find_project,
@@ -72,7 +73,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "jobs": ("2", 2),
 }
 KEYS = [(section, key) for section, keys in section_keys().items() for key in keys]
-ORDINARY = [(section, key) for section, key in KEYS if section not in MODEL_NAMES]
+ORDINARY = [(section, key) for section, key in KEYS if section not in {*MODEL_NAMES, *OPERATION}]
+OPERATING = [(section, key) for section, key in KEYS if section in OPERATION]
 
 
 def load(folder: Path, text: str) -> module.Settings:
@@ -102,6 +104,8 @@ def test_the_file_says_the_same_as_the_class() -> None:
     settings = load_settings(ROOT / "settings.ini")
     assert settings.defaults == DEFAULTS
     assert settings.project == module.ProjectPaths()
+    for section, kind in OPERATION.items():
+        assert getattr(settings, section) == kind()
     assert settings.root == ROOT
     assert settings.runs_folder == ROOT / "runs" and settings.nbs_folder == ROOT / "nbs"
     assert settings.models_folder == ROOT / "models"
@@ -138,6 +142,40 @@ def test_each_key_is_used_and_may_be_left_out(section: str, key: str, tmp_path: 
     with (tmp_path / "shorter.ini").open("w") as file:
         parser.write(file)
     assert load_settings(tmp_path / "shorter.ini").defaults == DEFAULTS
+
+
+def other_than(default: object) -> tuple[str, object]:
+    """Text of a value that is not the default, and what it must be read as."""
+    if isinstance(default, bool):
+        return str(not default).lower(), not default
+    if isinstance(default, (int, float)):
+        return str(default / 2 if isinstance(default, float) else default + 1), (
+            default / 2 if isinstance(default, float) else default + 1
+        )
+    return "elsewhere", "elsewhere"
+
+
+@pytest.mark.parametrize(("section", "key"), OPERATING)
+def test_each_key_of_the_operation_is_read_or_refused_by_name(
+    section: str, key: str, tmp_path: Path
+) -> None:
+    text, meant = other_than(getattr(OPERATION[section](), key))
+    try:
+        changed = load(tmp_path, f"[{section}]\n{key} = {text}\n")
+    except SettingsError as error:
+        assert f"[{section}] {key} = " in str(error)
+        return
+    assert getattr(getattr(changed, section), key) in (meant, (meant,))
+
+
+def test_mistakes_of_the_operation_are_named_with_the_rest(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path, "[gates]\nrequire_edg = true\n[production]\nexpires_after = -1\n[run]\nsed = 1\n"
+    )
+    assert len(found) == 3
+    assert found[0].startswith("[gates] require_edg: no such key; did you mean 'require_edge'?")
+    assert found[1].startswith("[production] expires_after = ") and "above 0" in found[1]
+    assert "did you mean 'seed'" in found[2]
 
 
 @pytest.mark.parametrize("model", MODEL_NAMES)
