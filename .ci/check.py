@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from queue import Queue
 
 import gates
 
@@ -43,6 +45,26 @@ def check_gates(checks: Mapping[str, Callable[[], list[str]]]) -> list[str]:
     return failed
 
 
+def notebook_checks(executors: ExitStack) -> dict[str, Callable[[], list[str]]]:
+    """Return a check for each notebook: runs first, which take longest, by papermill."""
+    free: Queue[gates.Executor] = Queue()
+    for _ in range(CORES):
+        free.put(executors.enter_context(gates.Executor(ROOT)))
+
+    def execute(name: str) -> list[str]:
+        executor = free.get()
+        try:
+            return executor.execute(name)
+        finally:
+            free.put(executor)
+
+    names = sorted({path.stem for path in (ROOT / "nbs").glob("*.ipynb")} - gates.QUICK.keys())
+    return {
+        **{f"notebook {name}": partial(gates.execute, ROOT, name) for name in gates.QUICK},
+        **{f"notebook {name}": partial(execute, name) for name in names},
+    }
+
+
 def run_tests() -> bool:
     """Run pytest on all cores, with coverage; its own words are the outcome."""
     workers = ["-n", str(min(CORES, 8)), "--dist", "worksteal"] if CORES > 1 else []
@@ -59,10 +81,10 @@ def main(wanted: list[str]) -> int:
         return 2
     wanted = wanted or known
     checks = {name: partial(gate, ROOT) for name, gate in gates.GATES.items() if name in wanted}
-    if "notebooks" in wanted:
-        names = sorted((path.stem for path in (ROOT / "nbs").glob("*.ipynb")), reverse=True)
-        checks |= {f"notebook {name}": partial(gates.execute, ROOT, name) for name in names}
-    failed = check_gates(checks)
+    with ExitStack() as executors:
+        if "notebooks" in wanted:
+            checks |= notebook_checks(executors)
+        failed = check_gates(checks)
     if "tests" in wanted and not run_tests():
         failed.append("tests")
     if failed:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import nbformat
@@ -319,37 +319,83 @@ def docs(root: Path) -> list[str]:
     return run([BIN / "sphinx-build", *options, source, source.parent / "html"], root)
 
 
-# A whole run in seconds: few bars, few folds, few resamples; the models are the default ones.
-QUICK = {"source": "sim:clear", "days": 60, "n_splits": 2, "resamples": 100, "jobs": 1}
+# Whole runs in seconds: few bars, few folds, few resamples; the models are the default ones.
+SMALL = {"source": "sim:clear", "days": 60, "n_splits": 2, "resamples": 100, "jobs": 1}
+QUICK = {"train": SMALL, "select": {**SMALL, "candidates": "default", "k": 3, "draws": 2}}
+
+
+def modified(root: Path) -> dict[Path, int]:
+    """Return when each file of the project was last changed."""
+    return {path: (root / path).stat().st_mtime_ns for path in project_files(root)}
+
+
+class Executor:
+    """A copy of the project, and a process that executes its notebooks; one at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._parts = ExitStack()
+        self.copy = self._parts.enter_context(project_copy(root))
+        self.process = self._parts.enter_context(
+            subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("executor.py")],
+                cwd=self.copy,
+                env={**ENVIRONMENT, "PYTHONPATH": str(self.copy), "MPLBACKEND": "agg"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.stdin.close()
+        self._parts.close()
+
+    def execute(self, name: str) -> list[str]:
+        """Execute a notebook top to bottom; it may leave nothing."""
+        before = modified(self.copy)
+        self.process.stdin.write(f"{self.copy / 'nbs' / name}.ipynb\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline() or '{"code": -9, "output": "no answer"}')
+        after = modified(self.copy)
+        changed = sorted(path for path in before | after if before.get(path) != after.get(path))
+        for path in changed:
+            (self.copy / path).unlink(missing_ok=True)
+            if path in before:
+                shutil.copy2(self.root / path, self.copy / path)
+        output = answer["output"].strip()[-4000:]
+        return [f"exit code {answer['code']}:\n{output}"] * bool(answer["code"]) + [
+            f"{name} changes {path}" for path in changed
+        ]
 
 
 def execute(root: Path, name: str) -> list[str]:
-    """Execute a notebook top to bottom in a kernel of its own; it may leave nothing but runs."""
+    """Execute a notebook that makes runs by papermill; it may leave nothing but runs."""
     with project_copy(root) as copy:
-        before = {path: (copy / path).stat().st_mtime_ns for path in project_files(copy)}
+        before = modified(copy)
         notebook, output = copy / "nbs" / f"{name}.ipynb", copy / "runs" / f"{name}.ipynb"
         command = [BIN / "papermill", notebook, output, "-k", "python3", "--no-progress-bar"]
-        if name == "train":
-            command += [part for key, value in QUICK.items() for part in ("-p", key, str(value))]
-        else:
-            command += ["--cwd", notebook.parent]
+        command += [part for key, value in QUICK[name].items() for part in ("-p", key, str(value))]
         output.parent.mkdir(exist_ok=True)
         # What papermill prints before the notebook's own traceback is about papermill.
         problems = [problem.split("PapermillExecutionError:")[-1] for problem in run(command, copy)]
-        if name == "train" and not problems:
-            problems = _run_succeeded(copy / "runs")
-        after = {path: (copy / path).stat().st_mtime_ns for path in project_files(copy)}
+        if not problems:
+            problems = _run_succeeded(copy / "runs", name)
+        after = modified(copy)
         problems += [f"{name} changes {path}" for path in after if after[path] != before.get(path)]
         return problems
 
 
-def _run_succeeded(runs: Path) -> list[str]:
+def _run_succeeded(runs: Path, name: str) -> list[str]:
     """Say why the one run below a folder cannot be believed to have succeeded."""
     records = sorted(runs.glob("*/run.json"))
     if len(records) != 1:
-        return [f"train.ipynb must leave one run with a run.json, and left {len(records)}"]
+        return [f"{name}.ipynb must leave one run with a run.json, and left {len(records)}"]
     status = json.loads(records[0].read_text()).get("status")
-    return [] if status == "succeeded" else [f"train.ipynb left a run with status {status}"]
+    return [] if status == "succeeded" else [f"{name}.ipynb left a run with status {status}"]
 
 
 GATES: dict[str, Gate] = {

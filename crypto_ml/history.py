@@ -7,7 +7,7 @@ __all__ = ['COMPARED_METRICS', 'SHOWN_METRICS', 'is_alive', 'run_status', 'list_
            'verified_predictions', 'RunDifference', 'described', 'paired_rows', 'compare_runs', 'score_lines',
            'describe_run', 'describe_difference']
 
-# %% ../nbs/63_history.ipynb #8cd72b9e
+# %% ../nbs/63_history.ipynb #c54172ef
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from crypto_ml.runs import (
     file_sha256,
     read_record,
 )
-from .scores import paired_difference
 from .settings import RunError, nearest_name
 
 # %% ../nbs/63_history.ipynb #2ee8e5f4
@@ -162,7 +161,7 @@ def _require_training(record: RunRecord) -> None:
             "report and has no ensemble to compare. `crypto-ml diff` takes two training runs."
         )
 
-# %% ../nbs/63_history.ipynb #14fa0057
+# %% ../nbs/63_history.ipynb #df707190
 COMPARED_METRICS = ("directional_auc", "roc_auc", "log_loss", "macro_f1", "accuracy")
 
 
@@ -184,6 +183,8 @@ def compare_runs(a: Path, b: Path) -> RunDifference:
     RunError
         If either is no training run, did not succeed, or its predictions were changed.
     """
+    from crypto_ml.scores import paired_difference  # seconds, which a list of runs can do without
+
     first, second = read_record(a), read_record(b)
     for record in (first, second):
         _require_training(record)

@@ -7,14 +7,14 @@ __all__ = ['DEGREES_OF_FREEDOM', 'HOURLY_VOLATILITY', 'RANGE_OF_VOLATILITY', 'ST
            'STRETCHED', 'HEAVY', 'MOMENTUM', 'OWN_STREAM', 'PRESETS', 'Preset', 'SimulatedMarket', 'simulate',
            'bayes_scores']
 
-# %% ../nbs/12_simulate.ipynb #d412a971
+# %% ../nbs/12_simulate.ipynb #3f250ac4
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.signal import lfilter
 from scipy.special import entr, stdtr
 
 from crypto_ml.candles import (
@@ -86,7 +86,13 @@ def _find_preset(name: str) -> Preset:
         f"{', '.join(f'sim:{known}' for known in PRESETS)}"
     )
 
-# %% ../nbs/12_simulate.ipynb #9e1a86f8
+# %% ../nbs/12_simulate.ipynb #da957555
+def _persistent(shocks: NDArray[np.float64], memory: float) -> NDArray[np.float64]:
+    """A first-order autoregression: each value is `memory` times the last one, and a shock."""
+    values = accumulate(shocks.tolist(), lambda last, shock: shock + memory * last)
+    return np.fromiter(values, float, len(shocks))
+
+
 def _volatility_state(shocks: NDArray[np.float64], hours: float) -> NDArray[np.float64]:
     """Log volatility before each bar and after the last: one value more than there are shocks."""
     nu = DEGREES_OF_FREEDOM
@@ -96,7 +102,7 @@ def _volatility_state(shocks: NDArray[np.float64], hours: float) -> NDArray[np.f
     for half_life, deviation in RANGE_OF_VOLATILITY:
         memory = 0.5 ** (hours / half_life)
         gain = deviation * math.sqrt((1 - memory**2) / score_variance)
-        state[1:] += lfilter([gain], [1.0, -memory], score)
+        state[1:] += _persistent(gain * score, memory)
     # The mean of exp(2 * state) is near exp(2 * variance): keep the typical variance where it was.
     return state - sum(deviation**2 for _, deviation in RANGE_OF_VOLATILITY)
 
@@ -120,7 +126,7 @@ def _volatility(
     pattern = np.exp(0.27 * _day_rhythm(hour_of_day, hours)) / math.sqrt(mean_square)
     return np.asarray(level * pattern * np.exp(_volatility_state(shocks, hours)))
 
-# %% ../nbs/12_simulate.ipynb #49462cd0
+# %% ../nbs/12_simulate.ipynb #2dc37af3
 def _volume(
     state: NDArray[np.float64],
     shocks: NDArray[np.float64],
@@ -131,7 +137,7 @@ def _volume(
     """Volume of each bar in base currency, always positive."""
     memory = 0.5 ** (hours / 8.0)
     noise = rng.standard_normal((2, len(shocks)))
-    persistent = lfilter([0.45 * math.sqrt(1 - memory**2)], [1.0, -memory], noise[0])
+    persistent = _persistent(0.45 * math.sqrt(1 - memory**2) * noise[0], memory)
     log_ratio = (
         0.4 * rhythm + persistent + 0.15 * noise[1] + 0.9 * state + 0.9 * np.log1p(np.abs(shocks))
     )

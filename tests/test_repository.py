@@ -343,24 +343,25 @@ def test_light_catches_a_heavy_import(project: Path) -> None:
     problems_after(project, gates.light, "import crypto_ml loads ['numpy']")
 
 
-def executed(project: Path, name: str, code: str) -> list[str]:
-    write(project, name, notebook(code))
-    return gates.execute(project, name)
+EXECUTED: dict[str, tuple[str, str]] = {
+    "good": ("from pathlib import Path\nassert Path('index.ipynb').exists()", ""),
+    "fails": ("1 / 0", "ZeroDivisionError"),
+    "exits": ("import sys; sys.exit(0)", "SystemExit"),
+    "leaves": ("import os; os._exit(3)", "exit code 3"),
+    "killed": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9"),
+    "writes": ("open('new.txt', 'w').close()", "writes changes nbs/new.txt"),
+    "edits": ("open('index.ipynb', 'a').write(' ')", "edits changes nbs/index.ipynb"),
+    "good_still": ("from pathlib import Path\nassert not Path('new.txt').exists()", ""),
+}
 
 
-def test_execute_runs_a_notebook_beside_its_like(project: Path) -> None:
-    code = "from pathlib import Path\nassert Path('index.ipynb').exists()"
-    assert executed(project, "good", code) == []
-
-
-def test_execute_catches_a_cell_that_fails(project: Path) -> None:
-    (problem,) = executed(project, "bad", "1 / 0")
-    assert "ZeroDivisionError" in problem
-
-
-def test_execute_catches_a_notebook_that_writes_into_the_project(project: Path) -> None:
-    (problem,) = executed(project, "bad", "open('new.txt', 'w').close()")
-    assert problem == "bad changes nbs/new.txt"
+def test_executor_runs_each_notebook_alone_and_catches_what_it_does(project: Path) -> None:
+    for name, (code, _) in EXECUTED.items():
+        write(project, name, notebook(code))
+    with gates.Executor(project) as executor:
+        for name, (_, expected) in EXECUTED.items():
+            problems = executor.execute(name)
+            assert expected in "".join(problems) if expected else not problems, (name, problems)
 
 
 RUN = "import pathlib; f = pathlib.Path('runs/a'); f.mkdir(); (f / 'run.json').write_text({!r})"
@@ -377,7 +378,8 @@ RUN = "import pathlib; f = pathlib.Path('runs/a'); f.mkdir(); (f / 'run.json').w
 def test_execute_believes_only_the_run_that_train_leaves(
     project: Path, code: str, expected: list[str]
 ) -> None:
-    assert executed(project, "train", code) == expected
+    write(project, "train", notebook(code))
+    assert gates.execute(project, "train") == expected
 
 
 def test_makefile_describes_every_target() -> None:
