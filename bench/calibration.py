@@ -83,7 +83,7 @@ def expected_scores(
     def expected(chosen: np.ndarray, metrics: tuple[str, ...]) -> dict[str, float]:
         part = Rows((move > 0)[chosen] * 1.0, move[chosen], ((0, len(chosen)),), base[chosen])
         said = answers(part, tripled[chosen])
-        values = metric_values(part, said, odds[None, chosen], metrics)
+        values = metric_values(said, odds[None, chosen], metrics)
         return {name: float(value[0]) for name, value in values.items()}
 
     result = expected(np.arange(3 * len(p)), POOLED)

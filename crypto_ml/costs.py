@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'open_positions', 'mean_return', 'break_even_accuracy', 'CostVerdict', 'cost_verdict']
 
-# %% ../nbs/43_costs.ipynb #7f856c90
+# %% ../nbs/43_costs.ipynb #6ac03329
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from .metrics import Floats
+from .resampling import block_length
 from crypto_ml.scores import (
     OUT_OF_FOLD,
     Score,
-    block_length,
     interval,
     resample_counts,
     select_rows,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
+from crypto_ml import metrics
 from crypto_ml.metrics import (
     METRICS,
     PAST_RANKED,
@@ -85,7 +86,7 @@ def test_every_metric_equals_scikit_learn_on_the_rows_and_on_a_resample(
     plain = evaluate(y, p, PLAIN_METRICS, threshold)
     rows = one_fold(y)
     weights = np.stack([np.ones(len(y)), counts])
-    both = metric_values(rows, answers(rows, p, threshold), weights, PLAIN_METRICS)
+    both = metric_values(answers(rows, p, threshold), weights, PLAIN_METRICS)
     drawn = np.repeat(np.arange(len(y)), counts.astype(int))
     for name in REFERENCE:
         assert plain[name] == pytest.approx(both[name][0], nan_ok=True)
@@ -104,7 +105,7 @@ def test_rankings_are_taken_within_folds_and_averaged_by_rows(
     move = rng.choice([-1.0, 0.0, 1.0], len(y))
     rows = Rows(y, move, ((0, cut), (cut, len(y))), np.full(len(y), 0.5))
     ones = np.ones((1, len(y)))
-    ours = metric_values(rows, answers(rows, p), ones, ["roc_auc", "directional_auc"])
+    ours = metric_values(answers(rows, p), ones, ["roc_auc", "directional_auc"])
     for name, outcome, among in (
         ("roc_auc", y > 0, np.ones(len(y), dtype=bool)),
         ("directional_auc", move > 0, move != 0),
@@ -125,7 +126,7 @@ def test_a_drifting_base_rate_earns_nothing() -> None:
     y = (rng.random(6000) < rates).astype(float)
     spans = ((0, 2000), (2000, 4000), (4000, 6000))
     rows = Rows(y, 2 * y - 1, spans, rates)
-    values = metric_values(rows, answers(rows, rates), np.ones((1, 6000)), ["roc_auc"])
+    values = metric_values(answers(rows, rates), np.ones((1, 6000)), ["roc_auc"])
     assert values["roc_auc"][0] == pytest.approx(0.5)
     assert sk.roc_auc_score(y, rates) > 0.7
 
@@ -181,7 +182,7 @@ def test_the_past_ranked_auc_is_its_definition(
     said = answers(rows, p)
     assert np.allclose(past_ranks(p), past_ranks_by_definition(p))
     weights = np.stack([np.ones(len(y)), counts])
-    ours = metric_values(rows, said, weights, [PAST_RANKED])[PAST_RANKED]
+    ours = metric_values(said, weights, [PAST_RANKED])[PAST_RANKED]
     for value, drawn in zip(ours, weights, strict=True):
         expected = past_ranked_by_definition(rows, p, drawn)
         assert value == pytest.approx(expected, nan_ok=True)
@@ -201,7 +202,7 @@ def test_the_past_ranked_auc_estimates_the_auc_where_scores_have_no_memory() -> 
     rows = Rows((move > 0) * 1.0, move, spans, np.full(20000, 0.5))
     p = 1 / (1 + np.exp(-score))
     ones = np.ones((1, 20000))
-    values = metric_values(rows, answers(rows, p), ones, ["directional_auc", PAST_RANKED])
+    values = metric_values(answers(rows, p), ones, ["directional_auc", PAST_RANKED])
     assert values["directional_auc"][0] > 0.6
     assert values[PAST_RANKED][0] == pytest.approx(values["directional_auc"][0], abs=0.006)
 
@@ -218,7 +219,7 @@ def test_on_random_walks_the_auc_of_the_price_level_is_biased_and_its_second_opi
         level = 0.5 + side * np.cumsum(steps)[:-1] / 5000
         rows = Rows((steps[1:] > 0) * 1.0, steps[1:], spans, np.full(1000, 0.5))
         metrics = ["directional_auc", PAST_RANKED]
-        values = metric_values(rows, answers(rows, level), np.ones((1, 1000)), metrics)
+        values = metric_values(answers(rows, level), np.ones((1, 1000)), metrics)
         both.append([values[name][0] for name in metrics])
     biased, unbiased = np.mean(both, axis=0)
     assert side * (biased - 0.5) < -0.04
@@ -257,3 +258,21 @@ def test_all_metrics_at_once() -> None:
     assert values["roc_auc"] == values["directional_auc"] == 5 / 6
     nothing_moved = evaluate(y, y * 1.0, ["directional_auc"], move=np.zeros(5))
     assert math.isnan(nothing_moved["directional_auc"])
+
+
+def test_compiled_passes_are_the_same_lines_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    y, p = rng.integers(0, 2, 80).astype(float), rng.random(80).round(2)
+    weights = rng.multinomial(80, np.full(80, 1 / 80), size=3).astype(float)
+    weights[2] *= y  # one class only
+    ranking = metrics.ranking_of(y, p, np.arange(80))
+    columns = np.ascontiguousarray(weights.T)
+    compiled = metrics._ranked_scores(columns, *ranking)
+    for part in ("_count_tie", "_defined"):
+        monkeypatch.setattr(metrics, part, getattr(metrics, part).py_func)
+    plain = metrics._ranked_scores.py_func(columns, *ranking)
+    assert np.isnan(compiled[:, 2]).all()
+    assert compiled == pytest.approx(plain, nan_ok=True)
+    places = np.unique(p, return_inverse=True)[1]
+    ranks = metrics._ranks_so_far(places, 81)
+    assert np.array_equal(ranks, metrics._ranks_so_far.py_func(places, 81))

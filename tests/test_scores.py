@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from arch.bootstrap import StationaryBootstrap, optimal_block_length
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from crypto_ml import scores
+from crypto_ml import resampling, scores
 from crypto_ml.metrics import METRICS, PAST_RANKED, Floats, evaluate
 from crypto_ml.scores import (
     Score,
@@ -99,7 +99,7 @@ def test_a_score_does_not_depend_on_which_other_predictors_are_asked_for() -> No
 def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     table = predictions()
     whole = score_table(table, ["skilled"], resamples=50)
-    monkeypatch.setattr(scores, "CHUNK", 2000)  # four resamples at a time
+    monkeypatch.setattr(resampling, "CHUNK", 2000)  # four resamples at a time
     pieces = score_table(table, ["skilled"], resamples=50)
     pd.testing.assert_frame_equal(whole, pieces, rtol=1e-12)
 
@@ -132,10 +132,39 @@ def test_block_lengths_are_chosen_from_the_data() -> None:
     white = rng.normal(size=3000)
     slow = np.convolve(rng.normal(size=3100), np.ones(40) / 40)[:3000]
     assert block_length(white, 1000) < 5
-    assert 20 < block_length(slow, 1000) == optimal_block_length(slow)["stationary"].iloc[0]
+    assert 20 < block_length(slow, 1000) < 300
     assert block_length(slow, 10) == 10
     assert block_length(np.ones(100), 50) == block_length(white[:7], 50) == 1
     assert block_length(white[:20], 0.3) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(16, 900),
+    memory=st.floats(-0.95, 0.99),
+    digits=st.integers(0, 6),
+    seed=st.integers(0, 1000),
+)
+def test_block_lengths_are_those_of_arch(rows: int, memory: float, digits: int, seed: int) -> None:
+    shocks = np.random.default_rng(seed).normal(size=rows)
+    series = np.array([0.0] * rows)
+    for row in range(1, rows):
+        series[row] = memory * series[row - 1] + shocks[row]
+    series = series.round(digits)
+    assume(np.ptp(series) > 0)
+    with np.errstate(all="ignore"):
+        theirs = float(optimal_block_length(series)["stationary"].iloc[0])
+    assume(math.isfinite(theirs))
+    assert block_length(series, math.inf) == pytest.approx(max(1.0, theirs), rel=1e-9)
+
+
+def test_compiled_counts_are_those_of_the_same_lines_in_python() -> None:
+    rng = np.random.default_rng(3)
+    starts, turns = rng.integers(50, size=50), rng.random(50)
+    compiled, plain = np.zeros(50), np.zeros(50)
+    resampling._count_blocks(starts, turns, 0.2, compiled)
+    resampling._count_blocks.py_func(starts, turns, 0.2, plain)
+    assert np.array_equal(compiled, plain) and plain.sum() == 50
 
 
 def walk(length: int, seed: int, stay: float) -> Floats:
