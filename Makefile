@@ -14,7 +14,17 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' >/dev/null 2>&1 \
 	&& echo "$$python" && break; done)
 
-.PHONY: help setup train test lab export bench calibration docs lock clean
+# What CI passes to the targets below, as variables of the environment: no shell reads their text.
+export RUN ?= runs/ci
+export SOURCE ?= sim:clear
+export DAYS ?= 0
+export MODELS_URL ?=
+export TAG ?=
+
+# Programs of bench/; sweep and large take long and stand apart.
+BENCH ?= features live training compiled run store
+
+.PHONY: help setup train test lab export bench calibration docs lock run gates promote announce pull push wheel sbom release clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,9 +49,8 @@ export: $(READY) ## after editing a notebook: write the modules, clean the noteb
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python .ci/readme.py
 
-bench: $(READY) ## speed beside plain pandas, scikit-learn, CSV, feather and Parquet, in alternation
-	@$(BIN)/python bench/run.py $(ARGS)
-	@$(BIN)/python bench/store.py $(ARGS)
+bench: $(READY) ## speed as ratios, each pair in alternation: make bench BENCH="features live"
+	@for name in $(BENCH); do echo "bench/$$name.py"; $(BIN)/python "bench/$$name.py" $(ARGS) || exit; done
 
 calibration: $(READY) ## how often the verdict and the intervals are right, over many simulated markets
 	@$(BIN)/python bench/calibration.py $(ARGS)
@@ -55,6 +64,36 @@ lock: $(READY) ## resolve requirements.lock anew from pyproject.toml (ARGS=--upg
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --all-extras --group lab --group docs --group dev $(ARGS) \
 		pyproject.toml -o requirements.lock
+
+run: $(READY) ## one run by papermill, as CI does: make run RUN=runs/ci SOURCE=sim:clear DAYS=0
+	@$(BIN)/papermill nbs/train.ipynb "$$(mktemp -d)/train.ipynb" -k python3 \
+		-p run_folder "$$RUN" -p source "$$SOURCE" -p days "$$DAYS"
+
+gates: $(READY) ## whether RUN would be promoted, gate by gate; fails when not
+	@$(BIN)/crypto-ml gates "$$RUN"
+
+promote: $(READY) ## make RUN's model the live one, if every gate agrees
+	@$(BIN)/crypto-ml promote "$$RUN"
+
+announce: $(READY) ## tell the channels of settings.ini how RUN ended
+	@$(BIN)/crypto-ml notify run "$$RUN"
+
+pull: ## fetch models/ from the bucket MODELS_URL, gs://NAME/models
+	@mkdir -p models
+	@gcloud storage rsync --recursive "$$MODELS_URL" models
+
+push: ## bring models/ to the bucket MODELS_URL
+	@gcloud storage rsync --recursive models "$$MODELS_URL"
+
+wheel: $(READY) ## the wheel and the source distribution, in dist/
+	@$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
+
+sbom: $(READY) ## the bill of materials of requirements.lock, dist/sbom.cdx.json
+	@mkdir -p dist
+	@$(BIN)/python .ci/sbom.py > dist/sbom.cdx.json
+
+release: ## publish dist/ as the release of TAG; needs GitHub's gh
+	@gh release create "$$TAG" dist/* --verify-tag --generate-notes
 
 clean: ## remove .venv, caches and the built site; runs/ and models/ stay
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* docs/_build *.egg-info

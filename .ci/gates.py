@@ -67,12 +67,15 @@ def project_copy(root: Path) -> Iterator[Path]:
         yield copy
 
 
-def run(command: Sequence[str | Path], root: Path) -> list[str]:
-    """Run a program in the folder; what it prints is the problem if it fails."""
+def run(command: Sequence[str | Path], root: Path, package: Path | None = None) -> list[str]:
+    """Run a program in the folder; what it prints is the problem if it fails.
+
+    It imports crypto_ml from there, or from another folder.
+    """
     done = subprocess.run(
         command,
         cwd=root,
-        env={**ENVIRONMENT, "PYTHONPATH": str(root)},
+        env={**ENVIRONMENT, "PYTHONPATH": str(package or root)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -330,7 +333,10 @@ def modified(root: Path) -> dict[Path, int]:
 
 
 class Executor:
-    """A copy of the project, and a process that executes its notebooks; one at a time."""
+    """A copy of the project, and a process that executes its notebooks; one at a time.
+
+    The package is that of the project itself: what numba compiles is compiled once for all.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -340,7 +346,7 @@ class Executor:
             subprocess.Popen(
                 [sys.executable, Path(__file__).with_name("executor.py")],
                 cwd=self.copy,
-                env={**ENVIRONMENT, "PYTHONPATH": str(self.copy), "MPLBACKEND": "agg"},
+                env={**ENVIRONMENT, "PYTHONPATH": str(root), "MPLBACKEND": "agg"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -381,7 +387,9 @@ def execute(root: Path, name: str) -> list[str]:
         command += [part for key, value in QUICK[name].items() for part in ("-p", key, str(value))]
         output.parent.mkdir(exist_ok=True)
         # What papermill prints before the notebook's own traceback is about papermill.
-        problems = [problem.split("PapermillExecutionError:")[-1] for problem in run(command, copy)]
+        problems = [
+            problem.split("PapermillExecutionError:")[-1] for problem in run(command, copy, root)
+        ]
         if not problems:
             problems = _run_succeeded(copy / "runs", name)
         after = modified(copy)

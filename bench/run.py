@@ -1,4 +1,4 @@
-"""Speed beside plain pandas and scikit-learn: `make bench`, or `python bench/run.py --pairs 3`.
+"""Scores beside plain scikit-learn: `make bench`, or `python bench/run.py --pairs 3`.
 
 Each figure comes from a process of its own, the two sides in turn, so that a machine that is busy
 for a while is busy for both. "inner" is the second call of the work itself, "process" all of the
@@ -16,57 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-BARS = 20_000
 ROWS = 4_000
 RESAMPLES = 100
 
 Work = Callable[[], object]
-
-
-def features_ours() -> Work:
-    """Compute the default features of simulated candles."""
-    from crypto_ml.features import feature_matrix
-    from crypto_ml.simulate import simulate
-
-    candles = simulate("sim:clear", bars=BARS).candles
-    return lambda: feature_matrix(candles)
-
-
-def features_plain() -> Work:
-    """Compute the same columns as one would write them in pandas."""
-    import pandas as pd
-
-    from crypto_ml.simulate import simulate
-
-    bars = simulate("sim:clear", bars=BARS).candles.frame
-
-    def plain() -> pd.DataFrame:
-        high, low, close, volume = (bars[name] for name in ("high", "low", "close", "volume"))
-        change = close.diff()
-        gain = change.clip(lower=0).ewm(alpha=1 / 14, adjust=False).mean()
-        loss = (-change.clip(upper=0)).ewm(alpha=1 / 14, adjust=False).mean()
-        previous = close.shift()
-        ranges = pd.concat([high - low, (high - previous).abs(), (low - previous).abs()], axis=1)
-        macd = close.ewm(span=12, adjust=False).mean() - close.ewm(span=26, adjust=False).mean()
-        mean, deviation = close.rolling(20).mean(), close.rolling(20).std(ddof=0)
-        return pd.DataFrame(
-            {
-                "close": close,
-                "volume": volume,
-                "returns_1": close.pct_change(),
-                "rsi_14": 100 - 100 / (1 + gain / loss),
-                "macd": macd,
-                "macd_signal": macd.ewm(span=9, adjust=False).mean(),
-                "atr_14": ranges.max(axis=1).ewm(alpha=1 / 14, adjust=False).mean(),
-                "bb_position": (close - (mean - 2 * deviation)) / (4 * deviation),
-                "ema_20": close.ewm(span=20, adjust=False).mean(),
-                "ema_50": close.ewm(span=50, adjust=False).mean(),
-                "zscore": (close - mean) / deviation,
-                "volume_ratio": volume / volume.rolling(20).mean(),
-            }
-        )
-
-    return plain
 
 
 def predictions() -> object:
@@ -146,7 +99,6 @@ def scores_plain() -> Work:
 
 
 CASES = {
-    f"12 features of {BARS:,} bars": (features_ours, features_plain),
     f"scores of {ROWS:,} rows, {RESAMPLES} resamples": (scores_ours, scores_plain),
 }
 

@@ -5,136 +5,17 @@
 # %% auto #0
 __all__ = ['export_bundle']
 
-# %% ../nbs/55_export.ipynb #cc72546b
-import importlib
-import json
+# %% ../nbs/55_export.ipynb #4c12ebcf
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-from .bundle import Bundle, load_bundle
+from .bundle import load_bundle
+from .compiled import compile_bundle, verify_compiled
 from .errors import BundleError, did_you_mean
 from .folders import hidden_beside
-from .model_files import Tree, booster_of, tree_tables
-from .models import model_kind
 
-# %% ../nbs/55_export.ipynb #6bbc6bd8
-def _onnx() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise BundleError(
-            f"export to ONNX needs a package that is not installed ({error.name}); "
-            'pip install "crypto_ml[onnx]"'
-        ) from error
-
-# %% ../nbs/55_export.ipynb #c9ca71ca
-def _sum_of_trees(onnx: Any, name: str, trees: Sequence[Tree], source: str, mode: str) -> Any:
-    """Make the operator that sums the leaves of all trees, with 64-bit thresholds."""
-    counts = [len(tree.left) for tree in trees]
-    tree, node = np.repeat(np.arange(len(trees)), counts), np.concatenate([*map(np.arange, counts)])
-    all_nodes = Tree(*(np.concatenate(column) for column in zip(*trees, strict=True)))
-    leaf = all_nodes.left == -1
-
-    def inner(values: Any) -> Any:
-        return np.where(leaf, 0, values).astype(np.int64)
-
-    def doubles(values: Any) -> Any:
-        return onnx.numpy_helper.from_array(np.asarray(values, dtype=np.float64))
-
-    return onnx.helper.make_node(
-        "TreeEnsembleRegressor",
-        [source],
-        [f"{name}_sum"],
-        domain="ai.onnx.ml",
-        n_targets=1,
-        nodes_treeids=tree,
-        nodes_nodeids=node,
-        nodes_featureids=inner(all_nodes.feature),
-        nodes_values_as_tensor=doubles(np.where(leaf, 0, all_nodes.threshold)),
-        nodes_modes=np.where(leaf, "LEAF", mode).tolist(),
-        nodes_truenodeids=inner(all_nodes.left),
-        nodes_falsenodeids=inner(all_nodes.right),
-        target_treeids=tree[leaf],
-        target_nodeids=node[leaf],
-        target_ids=np.zeros(leaf.sum(), dtype=np.int64),
-        target_weights_as_tensor=doubles(all_nodes.value[leaf]),
-    )
-
-# %% ../nbs/55_export.ipynb #55995894
-def _member_nodes(onnx: Any, name: str, model: Any) -> list[Any]:
-    """Make the operators from the features to one member's probability."""
-    kind, make, double = model_kind(model), onnx.helper.make_node, onnx.TensorProto.DOUBLE
-    source, mode = ("features" if kind == "lightgbm" else "rounded"), "BRANCH_LEQ"
-    scale, shift = 1.0, 0.0
-    if kind == "xgboost":
-        mode, config = "BRANCH_LT", json.loads(booster_of(model).save_config())
-        base = config["learner"]["learner_model_param"]["base_score"]
-        start = float(np.ravel(json.loads(base))[0])
-        shift = float(np.log(start / (1 - start)))
-    if kind == "random_forest":
-        scale = 1.0 / len(model.estimators_)
-    constant = {"scale": np.float64(scale), "shift": np.float64(shift)}
-    return [
-        _sum_of_trees(onnx, name, tree_tables(model), source, mode),
-        make("Cast", [f"{name}_sum"], [f"{name}_64"], to=double),
-        *(
-            make("Constant", [], [f"{name}_{k}"], value=onnx.numpy_helper.from_array(np.asarray(v)))
-            for k, v in constant.items()
-        ),
-        make("Mul", [f"{name}_64", f"{name}_scale"], [f"{name}_scaled"]),
-        make("Add", [f"{name}_scaled", f"{name}_shift"], [f"{name}_score"]),
-        make("Identity" if kind == "random_forest" else "Sigmoid", [f"{name}_score"], [name]),
-    ]
-
-# %% ../nbs/55_export.ipynb #fd842832
-def _onnx_model(bundle: Bundle, onnx: Any) -> bytes:
-    make, double, float32 = onnx.helper.make_node, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
-    nodes = [
-        make("Cast", ["features"], ["features_32"], to=float32),
-        make("Cast", ["features_32"], ["rounded"], to=double),
-    ]
-    ensemble = bundle.ensemble
-    for name, model in ensemble.models.items():
-        weight = onnx.numpy_helper.from_array(np.asarray(ensemble.weights_[name]))
-        nodes += [
-            *_member_nodes(onnx, name, model),
-            make("Constant", [], [f"{name}_weight"], value=weight),
-            make("Mul", [name, f"{name}_weight"], [f"{name}_part"]),
-        ]
-    nodes.append(make("Sum", [f"{name}_part" for name in ensemble.models], ["probability"]))
-    info = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        nodes,
-        "ensemble",
-        [info("features", double, ["rows", ensemble.n_features_in_])],
-        [info(name, double, ["rows", 1]) for name in ("probability", *ensemble.models)],
-    )
-    versions = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
-    made = onnx.helper.make_model(graph, opset_imports=versions, ir_version=8)
-    about = {**ensemble.get_model_info(), "run_id": bundle.manifest["run_id"]}
-    onnx.helper.set_model_props(made, {key: json.dumps(value) for key, value in about.items()})
-    onnx.checker.check_model(made)
-    return bytes(made.SerializeToString())
-
-# %% ../nbs/55_export.ipynb #194cb2a8
-def _check_onnx(bundle: Bundle, data: bytes, runtime: Any) -> None:
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    rows = np.array(bundle.metadata["check"]["rows"])
-    given = session.run(["probability"], {"features": rows})[0][:, 0]
-    difference = float(np.abs(given - bundle.ensemble.predict_proba(rows)[:, 1]).max())
-    if not difference <= 1e-5:
-        raise BundleError(
-            f"the ONNX graph of {bundle.folder} would differ by {difference:.3g} on the check rows "
-            "and was not written; only gradient-boosted trees and random forests can be exported"
-        )
-
-# %% ../nbs/55_export.ipynb #402692c5
+# %% ../nbs/55_export.ipynb #8d392397
 def export_bundle(folder: str | Path, format: Literal["pickle", "onnx"], out: str | Path) -> Path:
     """Write a bundle's ensemble in another format, for programs that need it.
 
@@ -146,9 +27,10 @@ def export_bundle(folder: str | Path, format: Literal["pickle", "onnx"], out: st
         "pickle": a `ProductionEnsemble`. Loading a pickle runs any code that it holds: load only
         those that you made yourself, with the package versions that made them; crypto_ml never
         loads one.
-        "onnx": one graph. Input `features`: float64 (rows, features) in the order of the metadata's
-        feature_names. Outputs, each float64 (rows, 1): `probability` and each member's own.
-        Compared with the bundle on its check rows before it is written; wrong by at most 1e-5.
+        "onnx": the file of `crypto_ml.compiled.compile_bundle`, one graph. Input `features`,
+        float64 (rows, features) in the order of the metadata's feature_names; outputs, float64,
+        `probability` (rows, 1) and `members` (rows, members) in the order of its weights.
+        Verified against the bundle by `verify_compiled` before it is written.
     out : path
         File to write; replaced if it exists.
 
@@ -160,15 +42,15 @@ def export_bundle(folder: str | Path, format: Literal["pickle", "onnx"], out: st
     Raises
     ------
     BundleError
-        For a bundle that does not load, an unknown format, a missing extra, or another answer.
+        For a bundle that does not load, an unknown format, a model that no graph can express, or
+        other answers.
     """
     bundle, out = load_bundle(folder), Path(out)
     if format == "pickle":
         data = pickle.dumps(bundle.ensemble, protocol=5)
     elif format == "onnx":
-        onnx, runtime = _onnx()
-        data = _onnx_model(bundle, onnx)
-        _check_onnx(bundle, data, runtime)
+        data = compile_bundle(folder)
+        verify_compiled(data, bundle)
     else:
         raise BundleError(
             f"there is no format {format!r}; {did_you_mean(format, ('pickle', 'onnx'))}"

@@ -106,7 +106,7 @@ def ranking_of(positive: Floats, p: Floats, rows: npt.NDArray[np.intp]) -> Ranki
     last = np.append(np.diff(p[order]) != 0, True)
     return Ranking(order, last, positive[order])
 
-# %% ../nbs/40_metrics.ipynb #310f22fb
+# %% ../nbs/40_metrics.ipynb #dd9d6d8d
 @numba.njit(cache=True, nogil=True)
 def _defined(hits, chosen, area, precision):  # type: ignore[no-untyped-def]
     """Both scores where both classes occur, else NaN."""
@@ -132,7 +132,7 @@ def _count_tie(weights, rows, positive, hits, chosen, area, precision):  # type:
         chosen[lane] += tied[lane]
         precision[lane] += tied_hits[lane] * hits[lane] / max(chosen[lane], 1e-300)
 
-
+# %% ../nbs/40_metrics.ipynb #66204312
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _ranked_scores(weights, order, last, positive):  # type: ignore[no-untyped-def]
     """ROC AUC and average precision under each column of weights, shape (2, weightings)."""

@@ -6,15 +6,16 @@
 __all__ = ['SURE', 'RSI_SIGNAL', 'MACD_CROSS', 'RSI', 'MACD', 'STOCHASTIC', 'rsi_oversold', 'rsi_overbought', 'macd_histogram',
            'macd_cross_up', 'macd_cross_down', 'stoch_k', 'stoch_d', 'stoch_oversold', 'stoch_overbought']
 
-# %% ../nbs/21_momentum_features.ipynb #5091f899
+# %% ../nbs/21_momentum_features.ipynb #6212449a
 import numpy as np
-import talib
 
 from crypto_ml.features import (
     MACD_SIGNAL,
     WILDER_14,
     Array,
     feature,
+    macd,
+    macd_signal,
     rolling_mean,
     rsi_14,
     settle_bars,
@@ -41,16 +42,16 @@ def rsi_overbought(close: Array, period: int, flat_after: int, threshold: float)
 
 RSI = ("rsi_14", "rsi_oversold", "rsi_overbought")
 
-# %% ../nbs/21_momentum_features.ipynb #733e86ca
+# %% ../nbs/21_momentum_features.ipynb #57b3a904
 @feature(lookback=MACD_SIGNAL, scale="price", fast=12, slow=26, signal=9)
 def macd_histogram(close: Array, fast: int, slow: int, signal: int) -> Array:
     """MACD line minus its signal line (Appel 1979; the histogram by Aspray 1986)."""
-    return talib.MACD(close, fast, slow, signal)[2]
+    return macd(close, fast, slow) - macd_signal(close, fast, slow, signal)
 
 
 def _side(close: Array, fast: int, slow: int, signal: int) -> Array:
     """Which side of its signal the MACD line is on: 1 above, −1 below, 0 if they are one."""
-    histogram = talib.MACD(close, fast, slow, signal)[2]
+    histogram = macd_histogram(close, fast, slow, signal)
     return np.where(np.abs(histogram) > 1e-12 * close, np.sign(histogram), 0.0)
 
 

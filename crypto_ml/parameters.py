@@ -156,7 +156,7 @@ class ExecutionParameters(Section):
 
     section = "run"
     seed: int = Field(42, ge=0, le=2**31 - 1, description="the one seed of the run")
-    jobs: int = Field(0, ge=0, description="processes at once; 0: one per core")
+    jobs: int = Field(0, ge=0, description="fits at once; 0: one per core")
     run_folder: str = Field("", description="set by crypto-ml; empty: a new folder under runs/")
 
 # %% ../nbs/01_parameters.ipynb #95538b66

@@ -35,7 +35,7 @@ def _memory(sizes: Floats, limit: float, needed: int) -> int:
     found = np.flatnonzero(small[: len(sizes) - needed])
     return min(2 * max(int(found[0]), 1), len(sizes) - 1) if len(found) else len(sizes) - 1
 
-# %% ../nbs/40_resampling.ipynb #3701767b
+# %% ../nbs/40_resampling.ipynb #5a88c213
 def block_length(series: Floats, longest: float) -> float:
     """Mean block length of a stationary bootstrap, chosen from the series' autocorrelation.
 
@@ -67,8 +67,9 @@ def block_length(series: Floats, longest: float) -> float:
     lags = np.arange(1, memory + 1)
     window = 2 * np.minimum(1.0, 2 * (1 - lags / memory)) * covariance[1 : memory + 1]
     variance = covariance[0] + window.sum()
-    length = (((window * lags).sum() / variance) ** 2 * rows) ** (1 / 3)
-    length = min(length, math.ceil(min(3 * math.sqrt(rows), rows / 3)))
+    upper = math.ceil(min(3 * math.sqrt(rows), rows / 3))
+    slope = (window * lags).sum() / variance if variance else math.inf
+    length = min((slope**2 * rows) ** (1 / 3), upper)
     return float(np.clip(length, 1.0, max(1.0, longest)))
 
 # %% ../nbs/40_resampling.ipynb #a0ba263b

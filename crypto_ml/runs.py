@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA_VERSION', 'Status', 'Kind', 'RECORDED_PACKAGES', 'REPORT', 'EXPECTED_ARTIFACTS', 'NOT_ARTIFACTS', 'INJECTED',
-           'ProcessPart', 'StepPart', 'ErrorPart', 'CodePart', 'ScorePart', 'RunOrigin', 'RunRecord', 'plain',
-           'run_schema', 'write_atomically', 'file_sha256', 'read_record', 'code_version', 'package_versions',
+           'ProcessPart', 'StepPart', 'ErrorPart', 'CodePart', 'ScorePart', 'GatePart', 'RunOrigin', 'RunRecord',
+           'plain', 'run_schema', 'write_atomically', 'file_sha256', 'read_record', 'code_version', 'package_versions',
            'peak_memory_mb', 'Run', 'new_run_folder', 'start_run', 'step', 'fail', 'succeed', 'artifact_hashes',
            'watch', 'injected_names', 'given_parameters', 'describe_data', 'describe_folds']
 
@@ -93,6 +93,16 @@ class ScorePart(_Part):
     rows: int
     fold: int | None = None
 
+# %% ../nbs/61_runs.ipynb #bc9dd3bb
+class GatePart(_Part):
+    """The answer of one gate."""
+
+    name: str
+    outcome: Literal["pass", "fail", "not applicable"]
+    value: float | None
+    limit: float | None
+    sentence: str
+
 # %% ../nbs/61_runs.ipynb #2fef06ba
 class RunOrigin(_Part):
     """What defines a run, and how far it came."""
@@ -113,7 +123,7 @@ class RunOrigin(_Part):
     steps: list[StepPart] = []
     error: ErrorPart | None = None
 
-# %% ../nbs/61_runs.ipynb #3826e309
+# %% ../nbs/61_runs.ipynb #76688725
 class RunRecord(RunOrigin):
     """Everything that `run.json` says."""
 
@@ -134,6 +144,7 @@ class RunRecord(RunOrigin):
     audit: dict[str, Any] = Field(default={}, description="what the leak auditor found")
     null_control: dict[str, Any] = Field(default={}, description="skill on shuffled outcomes")
     luck: dict[str, Any] = Field(default={}, description="trials so far, and what they cost")
+    gates: list[GatePart] = Field(default=[], description="whether it would be promoted, and why")
     selection: dict[str, Any] = Field(default={}, description="of a run of select.ipynb")
     artifacts: dict[str, str] = Field(
         default={}, description="SHA-256 of every file by path in the folder"
@@ -236,11 +247,11 @@ def code_version(root: Path) -> CodePart:
         git_dirty=None if status is None else bool(status),
     )
 
-# %% ../nbs/61_runs.ipynb #f41c939e
+# %% ../nbs/61_runs.ipynb #853ac760
 RECORDED_PACKAGES = [
-    "arch",
     "lightgbm",
     "matplotlib",
+    "numba",
     "numpy",
     "pandas",
     "pyarrow",
@@ -383,7 +394,7 @@ def fail(run: Run, error: BaseException) -> None:
     run.save()
     run.say(run.record.step, "".join(traceback.format_exception(error)).rstrip())
 
-# %% ../nbs/61_runs.ipynb #e7a1bc40
+# %% ../nbs/61_runs.ipynb #b3b605fb
 def succeed(run: Run) -> None:
     """Hash every artifact and record, as the very last act, that the run succeeded."""
     expected = EXPECTED_ARTIFACTS[run.record.kind]
@@ -402,7 +413,7 @@ EXPECTED_ARTIFACTS: dict[Kind, tuple[str, ...]] = {
     "training": (*REPORT, "predictions.parquet", "bundle/manifest.json"),
     "selection": REPORT,
 }
-NOT_ARTIFACTS = ("run.json", "run.log")
+NOT_ARTIFACTS = ("run.json", "run.log", "bundle/manifest.sig")  # a run may be signed later
 
 
 def artifact_hashes(folder: Path) -> dict[str, str]:

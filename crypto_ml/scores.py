@@ -7,7 +7,7 @@ __all__ = ['OUT_OF_FOLD', 'HOLDOUT', 'select_rows', 'resample_counts', 'resample
            'score_table', 'fold_scores', 'paired_difference', 'edge_captured', 'BASELINES', 'METRICS',
            'baseline_probabilities', 'evaluate']
 
-# %% ../nbs/41_scores.ipynb #e8700d48
+# %% ../nbs/41_scores.ipynb #b31d5807
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
+from threadpoolctl import threadpool_limits
 
 from .baselines import BASELINES, baseline_probabilities
 from crypto_ml.metrics import (
@@ -151,7 +152,7 @@ def _check_base_rate(rows: Rows, metrics: Sequence[str]) -> None:
             "Expected a column majority: add it, or leave brier_skill out."
         )
 
-# %% ../nbs/41_scores.ipynb #5bc2aa48
+# %% ../nbs/41_scores.ipynb #c0845124
 def resampled_scores(
     rows: Rows,
     chances: Mapping[str, Floats],
@@ -186,18 +187,14 @@ def resampled_scores(
         name: answers(rows, p, 0.5 if name == "majority" else decision_threshold)
         for name, p in chances.items()
     }
-    directional = ["directional_auc", PAST_RANKED] if "directional_auc" in metrics else []
-    others = [name for name in metrics if name not in directional]
-    groups = [(s, g) for s, g in ((rows.y, others), (rows.move, directional)) if g]
-    longest = min(stop - start for start, stop in rows.spans) / 3
-    blocks = [block_length(series, longest) for series, _ in groups]
+    groups, blocks = _groups(rows, metrics)
     generators = [np.random.default_rng([seed, start]) for start, _ in rows.spans]
     counts = drawn_counts(rows.spans, blocks, resamples, generators)
     parts: dict[tuple[str, str], list[Floats]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         plain = [np.ones((1, len(rows)))] * len(groups)
         for weights in chain([plain], _ahead(pool, counts)):
-            pairs = list(zip(weights, [group for _, group in groups], strict=True))
+            pairs = list(zip(weights, groups, strict=True))
             for name, values in zip(
                 said, pool.map(partial(_valued, pairs), said.values()), strict=True
             ):
@@ -205,13 +202,22 @@ def resampled_scores(
                     parts.setdefault((name, metric), []).append(value)
     return {key: np.concatenate(values) for key, values in parts.items()}
 
-
+# %% ../nbs/41_scores.ipynb #84506e6a
 def _ahead(pool: ThreadPoolExecutor, chunks: Iterator[list[Floats]]) -> Iterator[list[Floats]]:
     """Draw the next resamples while the last ones are scored."""
     upcoming = pool.submit(next, chunks, None)
     while chunk := upcoming.result():
         upcoming = pool.submit(next, chunks, None)
         yield chunk
+
+
+def _groups(rows: Rows, metrics: Sequence[str]) -> tuple[list[list[str]], list[float]]:
+    """Metrics that share their resamples, and the mean block length of each group."""
+    directional = ["directional_auc", PAST_RANKED] if "directional_auc" in metrics else []
+    others = [name for name in metrics if name not in directional]
+    longest = min(stop - start for start, stop in rows.spans) / 3
+    pairs = [(group, s) for group, s in ((others, rows.y), (directional, rows.move)) if group]
+    return [group for group, _ in pairs], [block_length(s, longest) for _, s in pairs]
 
 
 def _valued(pairs: Sequence[tuple[Floats, Sequence[str]]], said: Answers) -> dict[str, Floats]:

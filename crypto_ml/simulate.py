@@ -86,9 +86,9 @@ def _find_preset(name: str) -> Preset:
         f"{', '.join(f'sim:{known}' for known in PRESETS)}"
     )
 
-# %% ../nbs/12_simulate.ipynb #da957555
+# %% ../nbs/12_simulate.ipynb #e1ac9bae
 def _persistent(shocks: NDArray[np.float64], memory: float) -> NDArray[np.float64]:
-    """A first-order autoregression: each value is `memory` times the last one, and a shock."""
+    """Return a first-order autoregression: each value is `memory` times the last, and a shock."""
     values = accumulate(shocks.tolist(), lambda last, shock: shock + memory * last)
     return np.fromiter(values, float, len(shocks))
 

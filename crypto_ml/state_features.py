@@ -7,12 +7,13 @@ __all__ = ['Times', 'STATISTICS', 'TIME', 'MARKET_STATE', 'HOUR', 'close_std_10'
            'asian_session', 'us_session', 'efficiency_ratio_10', 'trend_consistency', 'momentum_quality',
            'price_volume_correlation_20', 'volatility_regime', 'market_phase']
 
-# %% ../nbs/21_state_features.ipynb #29d42b09
+# %% ../nbs/21_state_features.ipynb #c6ebd167
 import numpy as np
 from numpy.typing import NDArray
 
 from .features import Array, feature, log_return_std, rolling_mean, rolling_std
 from .rolling import ratio, rolling_sum, shifted
+from .windows import compiled, read_only
 
 # %% ../nbs/21_state_features.ipynb #d7242637
 Times = NDArray[np.int64]
@@ -114,7 +115,18 @@ def price_volume_correlation_20(close: Array, volume: Array, window: int) -> Arr
         together[window - 1 :] = np.clip(ratio(covariance, spread, 0.0), -1.0, 1.0)
     return together
 
-# %% ../nbs/21_state_features.ipynb #b17814a8
+# %% ../nbs/21_state_features.ipynb #a34b7fd4
+@compiled
+def _rank_newest(values: Array, memory: int, rank: Array) -> None:
+    """Fill in the share of the last `memory` values that are below the newest; equal ones half."""
+    for at in range(memory - 1, len(values)):
+        now, lower, equal = values[at], 0, 0
+        for then in values[at - memory + 1 : at + 1]:
+            lower += then < now * (1 - 1e-9)
+            equal += abs(then - now) <= 1e-9 * now
+        rank[at] = (lower + 0.5 * equal) / memory
+
+
 @feature(lookback=219, scale="bounded", window=20, memory=200)
 def volatility_regime(close: Array, window: int, memory: int) -> Array:
     """Rank of the 20-bar volatility among its last 200 values, 0 to 1; 0.5 if flat.
@@ -125,12 +137,7 @@ def volatility_regime(close: Array, window: int, memory: int) -> Array:
     volatility = log_return_std(close, window)
     rank = np.full(len(close), np.nan)
     if len(close) >= memory:
-        now = volatility[memory - 1 :]
-        below = np.zeros(len(now))
-        for age in range(memory):
-            then = volatility[memory - 1 - age : len(close) - age]
-            below += (then < now * (1 - 1e-9)) + 0.5 * (np.abs(then - now) <= 1e-9 * now)
-        rank[memory - 1 :] = below / memory
+        _rank_newest(read_only(volatility), memory, rank)
     return rank
 
 # %% ../nbs/21_state_features.ipynb #9c88d707

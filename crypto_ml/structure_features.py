@@ -7,12 +7,13 @@ __all__ = ['Flags', 'SUPPORT_RESISTANCE', 'CANDLE_SHAPES', 'SIDE', 'MEMORY', 'RO
            'resistance_distance', 'breakout_up', 'breakout_down', 'level_strength', 'doji', 'engulfing', 'hammer',
            'pin_bar']
 
-# %% ../nbs/21_structure_features.ipynb #c46c5768
+# %% ../nbs/21_structure_features.ipynb #ed65f898
 import numpy as np
 from numpy.typing import NDArray
 
 from .features import Array, feature, rolling_mean
 from .rolling import rolling_min, shifted
+from .windows import compiled, read_only
 
 # %% ../nbs/21_structure_features.ipynb #66307329
 Flags = NDArray[np.bool_]
@@ -49,14 +50,27 @@ def confirmed_lows(low: Array, side: int) -> Array:
     after = rolling_min(low, side)
     return np.where((candidate < before) & (candidate <= after), candidate, np.nan)
 
-# %% ../nbs/21_structure_features.ipynb #e37290bb
+# %% ../nbs/21_structure_features.ipynb #e9c31c2c
+@compiled
+def _fill_nearest(price: Array, levels: Array, window: int, nearest: Array) -> None:
+    bars = np.empty(len(price), np.int64)  # of the turns so far
+    first = count = 0
+    for at in range(len(price)):
+        nearest[at] = -np.inf
+        if not np.isnan(levels[at]):
+            bars[count] = at
+            count += 1
+        while first < count and bars[first] <= at - window:
+            first += 1
+        for bar in bars[first:count]:
+            if nearest[at] < levels[bar] <= price[at]:
+                nearest[at] = levels[bar]
+
+
 def _nearest_below(price: Array, levels: Array, window: int) -> Array:
     """Highest of the levels of the last `window` bars that is not above the price; else −inf."""
-    nearest = np.full(len(price), -np.inf)
-    for age in range(min(window, len(price))):
-        level = levels[: len(price) - age]
-        at = nearest[age:]
-        np.maximum(at, level, out=at, where=level <= price[age:])
+    nearest = np.empty(len(price))
+    _fill_nearest(read_only(price), read_only(levels), window, nearest)
     return nearest
 
 
@@ -96,14 +110,27 @@ def breakout_down(low: Array, close: Array, side: int, memory: int) -> Array:
     """1 if the bar closes below the support of the bar before, else 0."""
     return (close < shifted(_support(low, close, side, memory), 1)).astype(np.float64)
 
-# %% ../nbs/21_structure_features.ipynb #b753f35a
+# %% ../nbs/21_structure_features.ipynb #f062bad3
+@compiled
+def _add_turns(level: Array, pivots: Array, span: Array, window: int, total: Array) -> None:
+    bars = np.empty(len(level), np.int64)
+    first = count = 0
+    for at in range(len(level)):
+        if not np.isnan(pivots[at]):
+            bars[count] = at
+            count += 1
+        while first < count and bars[first] <= at - window:
+            first += 1
+        near = 0.0
+        for newest in range(count - 1, first - 1, -1):
+            near += np.exp(-abs(pivots[bars[newest]] - level[at]) / span[at])
+        total[at] += near
+
+
 def _turns_near(level: Array, pivots: Array, span: Array, window: int) -> Array:
     """Sum, over the pivots of the last `window` bars, of exp(−distance to the level / span)."""
     total = np.zeros(len(level))
-    for age in range(min(window, len(level))):
-        at = np.flatnonzero(np.isfinite(pivots[: len(level) - age]))
-        away = np.abs(pivots[at] - level[at + age])
-        total[at + age] += np.exp(-away / span[at + age])
+    _add_turns(read_only(level), read_only(pivots), read_only(span), window, total)
     return total
 
 

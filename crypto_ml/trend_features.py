@@ -8,13 +8,14 @@ __all__ = ['TREND', 'OSCILLATORS', 'ADVANCED', 'ROUNDING', 'DIRECTION_14', 'ADX_
            'momentum_14', 'ultimate_oscillator', 'roc_10', 'roc_20', 'trix_14', 'mass_index', 'keltner_upper',
            'keltner_lower', 'donchian_upper', 'donchian_lower', 'ichimoku_conversion', 'ichimoku_base']
 
-# %% ../nbs/21_trend_features.ipynb #dc9d1f36
+# %% ../nbs/21_trend_features.ipynb #53a49975
 import numpy as np
 import talib
 from numpy.typing import NDArray
 
 from .features import Array, feature, rolling_mean, rolling_std, settle_bars
 from .rolling import ratio, rolling_max, rolling_min, rolling_sum, shifted
+from .windows import mean_distances, means_above_last
 
 # %% ../nbs/21_trend_features.ipynb #81eeaf24
 TREND = ("adx_14", "plus_di_14", "minus_di_14", "trend_strength", "trend_direction")
@@ -118,7 +119,7 @@ def trend_strength(close: Array, window: int) -> Array:
         fit[window - 1 :] = np.minimum(ratio(covariance, spread, 0.0) ** 2, 1.0)
     return fit
 
-# %% ../nbs/21_trend_features.ipynb #12daf1fb
+# %% ../nbs/21_trend_features.ipynb #e08d92a3
 @feature(lookback=19, scale="ratio", window=20)
 def cci_20(high: Array, low: Array, close: Array, window: int) -> Array:
     """Commodity channel index over 20 bars; 0 if flat (Lambert 1980).
@@ -128,10 +129,8 @@ def cci_20(high: Array, low: Array, close: Array, window: int) -> Array:
     typical = (high + low + close) / 3
     index = np.full(len(close), np.nan)
     if len(close) >= window:
-        last = typical[window - 1 :]
-        parts = [typical[k : k + len(last)] - last for k in range(window)]
-        above = np.sum(parts, axis=0) / window
-        deviation = np.sum([np.abs(part - above) for part in parts], axis=0) / window
+        above = means_above_last(typical, window)
+        deviation = mean_distances(typical, window, above)
         index[window - 1 :] = ratio(-above, 0.015 * deviation, 0.0)
     return index
 

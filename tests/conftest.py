@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -36,3 +38,13 @@ def real_candles_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real candles in {folder}; set CRYPTO_ML_DATA to run this test")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_forms() -> Iterator[dict[str, Callable[[Path], bytes]]]:
+    """Make versions without the compiled form of their models; give it to the tests about it."""
+    made = importlib.import_module("crypto_ml.versions").FURTHER_FILES
+    forms = dict(made)
+    made.clear()
+    yield forms
+    made.update(forms)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightgbm import LGBMClassifier
 from small_bundles import COLUMNS, WEIGHTS, about, ensemble, market, models, saved
 
-from crypto_ml import export
+from crypto_ml import compiled_graph
 from crypto_ml.bundle import load_bundle, save_bundle
+from crypto_ml.compiled import compile_bundle, load_compiled
 from crypto_ml.ensemble import ProductionEnsemble
 from crypto_ml.errors import BundleError
 from crypto_ml.export import export_bundle
 from crypto_ml.model_files import tree_tables
-from crypto_ml.models import make_model
 
 X_NEW, _ = market(300, seed=2)
 
@@ -32,9 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(folder: Path) -> Any:
-    runtime = pytest.importorskip("onnxruntime", reason="needs the extra: crypto_ml[onnx]")
-    pytest.importorskip("onnx", reason="needs the extra: crypto_ml[onnx]")
-    return runtime.InferenceSession(export_bundle(folder, "onnx", folder.parent / "ensemble.onnx"))
+    written = export_bundle(folder, "onnx", folder.parent / "ensemble.onnx")
+    return onnxruntime.InferenceSession(written)
 
 
 def edges(count: int = 3000) -> np.ndarray:
@@ -60,13 +60,13 @@ def edges(count: int = 3000) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["market", "edges", "far"])
 def test_the_graph_answers_as_the_bundle_does(session: Any, kind: str) -> None:
     rows = {"market": X_NEW.to_numpy(), "edges": edges(), "far": X_NEW.to_numpy() * -1e7}[kind]
-    given = session.run(None, {"features": rows})
+    whole, members = session.run(None, {"features": rows})
+    assert (whole.dtype, members.dtype) == (np.float64, np.float64)
+    assert (whole.shape, members.shape) == ((len(rows), 1), (len(rows), 3))
+    assert np.abs(whole[:, 0] - ensemble().predict_proba(rows)[:, 1]).max() <= 1e-6
     parts = ensemble().member_probabilities(rows)
-    expected = [ensemble().predict_proba(rows)[:, 1], *(parts[name] for name in parts)]
-    for values, wanted in zip(given, expected, strict=True):
-        assert values.dtype == np.float64
-        assert values.shape == (len(rows), 1)
-        assert np.abs(values[:, 0] - wanted).max() <= 1e-6
+    assert list(parts) == list(WEIGHTS)
+    assert np.abs(members - parts.to_numpy()).max() <= 1e-6
 
 
 @given(st.lists(st.floats(-1e12, 1e12), min_size=3, max_size=3))
@@ -85,31 +85,41 @@ def test_32_bit_thresholds_would_take_the_other_branch(session: Any) -> None:
     assert np.abs(rounded[0][:, 0] - exact).max() > 0.01
 
 
-def test_the_graph_says_what_it_is(session: Any, folder: Path) -> None:
+def test_the_graph_says_what_it_is(session: Any) -> None:
     about_it = session.get_modelmeta().custom_metadata_map
-    info = {key: json.loads(value) for key, value in about_it.items()}
-    assert info == {**ensemble().get_model_info(), "run_id": about()["run_id"]}
-    assert [output.name for output in session.get_outputs()] == ["probability", *WEIGHTS]
+    info = {key: json.loads(text) for key, text in about_it.items() if key != "sha256"}
+    told = {**ensemble().get_model_info(), "run_id": about()["run_id"]}
+    assert {key: info[key] for key in told} == told
     assert info["feature_names"] == COLUMNS
+    assert list(info["members"]) == list(info["weights"]) == list(WEIGHTS)
+    assert [output.name for output in session.get_outputs()] == ["probability", "members"]
     with pytest.raises(Exception, match=r"(?i)invalid dimensions|got: 2 expected: 3"):
         session.run(None, {"features": np.zeros((1, 2))})
 
 
-def test_a_subset_of_members_and_odd_weights(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+def test_the_file_is_the_compiled_ensemble(folder: Path, session: Any) -> None:
+    written = folder.parent / "ensemble.onnx"
+    assert written.read_bytes() == compile_bundle(folder)
+    assert load_compiled(written).feature_names == tuple(COLUMNS)
+
+
+def test_each_member_alone_and_odd_weights(tmp_path: Path) -> None:
     for name in models():
         one = ProductionEnsemble({name: models()[name]}, {name: 3})
         made = save_bundle(tmp_path / name, one, **about())
-        export_bundle(made, "onnx", tmp_path / f"{name}.onnx")
+        written = export_bundle(made, "onnx", tmp_path / f"{name}.onnx")
+        rows = X_NEW.to_numpy()
+        given = onnxruntime.InferenceSession(written).run(["probability"], {"features": rows})
+        assert np.abs(given[0][:, 0] - one.predict_proba(rows)[:, 1]).max() <= 1e-6
 
 
 def test_what_the_graph_cannot_say_is_not_written(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    averaged = {"boosting_type": "rf", "subsample": 0.5, "subsample_freq": 1, "n_estimators": 5}
-    model = make_model("lightgbm", averaged, 1).fit(*market())
+    X, y = market()
+    X.iloc[::3] = 0.0
+    model = LGBMClassifier(n_estimators=3, n_jobs=1, verbose=-1, zero_as_missing=True).fit(X, y)
     one = ProductionEnsemble({"lightgbm": model}, {"lightgbm": 1})
     made = save_bundle(tmp_path / "b", one, **about())
-    with pytest.raises(BundleError, match="only gradient-boosted trees and random forests"):
+    with pytest.raises(BundleError, match="lightgbm cannot be compiled"):
         export_bundle(made, "onnx", tmp_path / "x.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
@@ -117,27 +127,13 @@ def test_what_the_graph_cannot_say_is_not_written(tmp_path: Path) -> None:
 def test_a_graph_that_differs_is_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("onnxruntime")
-    original = export._sum_of_trees
-
-    def wrong_mode(onnx: Any, name: str, trees: Any, source: str, mode: str) -> Any:
-        return original(onnx, name, trees, source, "BRANCH_LT")
-
-    monkeypatch.setattr(export, "_sum_of_trees", wrong_mode)
-    with pytest.raises(BundleError, match=r"would differ by 0\.\d+ on the check rows"):
+    original = compiled_graph.bounds
+    monkeypatch.setattr(
+        compiled_graph, "bounds", lambda kind, t: np.nextafter(original(kind, t), -np.inf)
+    )
+    with pytest.raises(BundleError, match="answers differently from the models"):
         export_bundle(folder, "onnx", tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
-def test_a_missing_extra_says_how_to_get_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
-) -> None:
-    monkeypatch.setitem(sys.modules, missing, None)
-    if missing == "onnxruntime":
-        pytest.importorskip("onnx")
-    with pytest.raises(BundleError, match=rf"\({missing}\); pip install \"crypto_ml\[onnx\]\""):
-        export_bundle(folder, "onnx", tmp_path / "x.onnx")
 
 
 def test_a_pickle_holds_the_ensemble(folder: Path, tmp_path: Path) -> None:

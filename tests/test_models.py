@@ -6,12 +6,12 @@ import hashlib
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -365,16 +365,35 @@ def test_an_interrupt_in_the_progress_callback_leaves_no_worker() -> None:
     assert not workers()
 
 
-def test_a_killed_worker_is_an_error_that_says_so() -> None:
+def test_what_has_not_begun_never_does_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = market()
-    slow = {"random_forest": {"n_estimators": 400}}
+    begun: list[str] = []
 
-    def kill(done: int, total: int, label: str) -> None:
-        workers()[0].kill()
+    def fails(task: Any, *_: object) -> None:
+        begun.append(task.label)
+        if len(begun) > 1:
+            time.sleep(1)
+        raise ModelError("the first one failed")
 
-    with pytest.raises(ModelError, match=r"worker process was killed after [12] of 3"):
-        fit_folds(X, y, folds_of(), slow, seed=1, jobs=2, progress=kill)
-    assert not workers()
+    monkeypatch.setattr(models, "_fit", fails)
+    with pytest.raises(ModelError, match="the first one failed"):
+        fit_folds(X, y, folds_of(), SMALL, seed=1, jobs=2)
+    assert len(begun) < 9
+    assert not [t for t in threading.enumerate() if t.name.startswith("fit")]
+
+
+def test_two_fits_really_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = market()
+    both, plain = threading.Barrier(2, timeout=30), models._fit
+
+    def meet(task: Any, *rest: Any) -> Any:
+        both.wait()
+        return plain(task, *rest)
+
+    monkeypatch.setattr(models, "_fit", meet)
+    two = {name: SMALL[name] for name in ("lightgbm", "random_forest")}
+    fits = fit_folds(X, y, folds_of()[:1], two, seed=1, jobs=2)
+    assert len(fits.timings) == 2
 
 
 def test_a_worker_watches_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,32 +405,15 @@ def test_a_worker_watches_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended.wait(5)
 
 
-def test_workers_end_when_their_parent_is_killed() -> None:
-    code = (
-        "import test_models as t; X, y = t.market(); slow = {'random_forest': "
-        "{'n_estimators': 200000}}; t.fit_folds(X, y, t.folds_of(), slow, seed=1, jobs=2)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    parent = psutil.Popen([sys.executable, "-c", code], env=environment)
-    try:
-        found: list[psutil.Process] = []
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (
-            len(found) == 2 and all(sum(c.cpu_times()[:2]) > 3 for c in found)
-        ):
-            time.sleep(0.2)
-            found = [
-                c for c in parent.children(recursive=True) if "LokyProcess" in " ".join(c.cmdline())
-            ]
-        assert len(found) == 2
-        parent.send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(found, timeout=15)
-        assert not alive
-    finally:
-        for process in [*found, parent]:
-            if process.is_running():
-                process.kill()
-        parent.wait()
+def test_two_fits_at_once_need_no_other_process() -> None:
+    X, y = market()
+    seen: list[psutil.Process] = []
+
+    def look(done: int, total: int, label: str) -> None:
+        seen.extend(workers())
+
+    fit_folds(X, y, folds_of(), SMALL, seed=1, jobs=2, progress=look)
+    assert not seen
 
 
 def test_works_in_a_jupyter_kernel(tmp_path: Path, one_process: FoldFits) -> None:

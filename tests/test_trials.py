@@ -19,7 +19,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_ml import trials
+from crypto_ml import chain, trials
 from crypto_ml.candles import Market
 from crypto_ml.errors import RunError
 from crypto_ml.luck import SharpeRatio
@@ -205,7 +205,7 @@ def test_a_torn_last_line_is_left_out_and_said(tmp_path: Path, left: int) -> Non
 def test_a_line_longer_than_the_tail_is_followed_rightly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "TAIL", 16)
+    monkeypatch.setattr(chain, "TAIL", 16)
     for number in range(4):
         record_trial(tmp_path, replace(FIRST, parameters=str(number)))
     assert read_trials(tmp_path).broken == ()
@@ -277,7 +277,7 @@ def test_a_held_ledger_is_an_error_with_a_remedy(
 
 def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
-    monkeypatch.setattr(trials.os, "write", lambda handle, text: write(handle, text[:50]))
+    monkeypatch.setattr(chain.os, "write", lambda handle, text: write(handle, text[:50]))
     with pytest.raises(RunError, match="disk full"):
         record_trial(tmp_path, FIRST)
     monkeypatch.undo()
