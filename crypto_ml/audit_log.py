@@ -154,7 +154,7 @@ def append_entry(
 class Flaw(NamedTuple):
     """One thing that is wrong with a log.
 
-    Attributes
+    Parameters
     ----------
     line : int
         Line of audit.jsonl, from 1; for what was cut off, the last line that is left.

@@ -59,7 +59,7 @@ def held(path: Path, seconds: float, error: type[CryptoMLError]) -> Iterator[Non
 class Tail(NamedTuple):
     """How a file of lines ends.
 
-    Attributes
+    Parameters
     ----------
     line : bytes
         The last whole line, without its line break; empty where there is none.

@@ -83,7 +83,7 @@ def finished(state: State | None, runs_folder: Path) -> bool:
 class Task(NamedTuple):
     """One combination on its way to a worker.
 
-    Attributes
+    Parameters
     ----------
     settings_file, state_file : str
         The project's settings.ini and the combination's file, as the worker sees them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def write_sources() -> None:
         shutil.copy2(ROOT / name, SOURCE)
     modules = [path.stem for path in sorted((ROOT / "crypto_ml").glob("[!_]*.py"))]
     for name in modules:
+        # Before autodoc does it, which would load pydantic twice and confuse it.
+        importlib.import_module(f"crypto_ml.{name}")
         options = ":members:\n:show-inheritance:"
         page = f"# crypto_ml.{name}\n\n```{{eval-rst}}\n.. automodule:: crypto_ml.{name}\n"
         page += "".join(f"   {option}\n" for option in options.splitlines()) + "```\n"

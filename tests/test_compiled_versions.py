@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ def test_a_promoted_version_answers_bar_by_bar_as_it_does_from_candles(
     start = len(frame) - 20
     values = [frame[name].to_numpy() for name in ("open", "high", "low", "close", "volume")]
     times = frame.index.as_unit("ms").asi8
-    live.load(times[:start], *(column[:start] for column in values), market=expected.market)
+    live.load(times[:start], *(column[:start] for column in values), market=asdict(expected.market))
     for bar in range(start, len(frame)):
         answer = live.update(int(times[bar]), *(float(column[bar]) for column in values))
         assert answer == pytest.approx(answers[bar - len(frame)], abs=1e-6)

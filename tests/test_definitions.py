@@ -175,7 +175,7 @@ def test_the_twelve_differ() -> None:
 
 def test_helpers_of_the_package_are_followed() -> None:
     names = {name for name, _ in source_of(FEATURES["bb_position"].function)}
-    assert {"bb_position", "_standard_score", "rolling_std", "_mean_above_last", "ratio"} <= names
+    assert {"bb_position", "standard_score", "deviations", "ratio"} <= names
 
 
 def closure(amount: object) -> Callable[..., object]:
