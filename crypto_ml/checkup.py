@@ -73,7 +73,7 @@ def _open(parameters: RunParameters) -> tuple[Candles, dict[str, Candles]]:
 class Eyes:
     """What a checkup looks through.
 
-    Attributes
+    Parameters
     ----------
     market : callable
         Run parameters to candles, and those of other symbols that the features need.

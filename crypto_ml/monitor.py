@@ -230,7 +230,7 @@ def events_of(
 class Teller:
     """Turns what the loop does into lines and notifications.
 
-    Attributes
+    Parameters
     ----------
     say : callable
         Receives a line for each turn.
